@@ -1,0 +1,112 @@
+"""The contract of a method, and the run configuration that every method extends."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from auricle.config import Config
+from auricle.data.batching import Batch, DataConfig, DataNeeds
+from auricle.encoders.base import Encoder
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a method returns for a batch.
+
+    `loss` () is a mean over `count` () items (masked values, frames, clips): the loop weighs micro-batches and
+    processes by `count`. `metrics` are scalars () to log; in evaluation mode they include `trivial`, the loss of the
+    best predictor that has learned nothing, on the same batch. None of it may synchronise with the host.
+    """
+
+    loss: Tensor
+    count: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Method(nn.Module):
+    """An objective with its encoder, heads, teacher and clusters. It knows nothing of loops or files.
+
+    Randomness comes from torch's global generator, which the loop seeds before every call. The encoder is built
+    first in `__init__`, so that an untrained twin can be built from the encoder's config and the seed alone.
+    """
+
+    encoder: Encoder
+    needs: DataNeeds
+
+    def prepare(self, batches: Iterable[Batch]) -> None:
+        """Fit what is fitted once, before step 0 (clusters, dataset statistics). Never called on resume."""
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Step:
+        """The loss of a batch."""
+
+    def on_optimizer_step(self, step: int) -> None:
+        """Called after each optimizer step (teachers follow here); `step` counts from 1."""
+
+    def visualize(self, batch: Batch) -> dict[str, Tensor]:
+        """Pictures of the batch's first clip, each (T, F) with low frequencies first, on the CPU; may be empty."""
+        return {}
+
+
+class TrainConfig(Config):
+    """Optimisation and bookkeeping of a run."""
+
+    steps: int = Field(20_000, ge=1)
+    """Optimizer steps."""
+    seed: int = Field(0, ge=0)
+    """Decides initial weights, order of clips, crops, masks and dropout."""
+    lr: float = Field(2e-4, gt=0)
+    """Peak learning rate."""
+    warmup: float = Field(0.07, ge=0, le=1)
+    """Fraction of the steps over which the learning rate rises linearly from 0."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls to 0 after warm-up (`constant`: not at all)."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates of the first and second moment."""
+    eps: float = Field(1e-8, gt=0)
+    """AdamW's denominator floor."""
+    weight_decay: float = Field(0.01, ge=0)
+    """AdamW's decoupled weight decay; biases and norms are left out."""
+    clip_norm: float = Field(5.0, gt=0)
+    """Gradients are scaled down to this global norm."""
+    accumulate: int = Field(1, ge=1)
+    """Micro-batches an optimizer step, weighed by their counts."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """`auto` is bf16 where the hardware multiplies it natively, else fp32."""
+    compile: bool = False
+    """Run the network under `torch.compile`."""
+    device: str = "auto"
+    """`auto` (a GPU if there is one), or a torch device such as `cpu` or `cuda:0`."""
+    log_every: int = Field(20, ge=1)
+    """Steps between lines in metrics.jsonl and TensorBoard."""
+    valid_every: int = Field(500, ge=1)
+    """Steps between measurements of the held-out loss and pictures."""
+    checkpoint_every: int = Field(1000, ge=1)
+    """Steps between checkpoints."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Newest checkpoints kept; older ones are deleted."""
+    stop_after_s: float | None = Field(None, gt=0)
+    """Stop early, with a checkpoint, after this many seconds of training; `--resume` goes on from there."""
+
+
+class RunConfig(Config):
+    """A whole pre-training run. A method's own class narrows `encoder` and `objective` to its configs."""
+
+    method: ClassVar[str]
+    """Key in the table of methods."""
+    preset: str
+    """The preset this began as."""
+    encoder: Config
+    objective: Config
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+
+    @abstractmethod
+    def build(self) -> Method:
+        """The method with fresh weights from torch's global generator."""
