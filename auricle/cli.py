@@ -1,0 +1,414 @@
+"""The command line: a thin function a verb. Heavy rooms are imported inside the verb that needs them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+import auricle
+from auricle.errors import AuricleError, ConfigError, unknown
+
+Args = list[str]
+Level = Literal["clip", "frames"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb. Returns 0 done, 2 the user's mistake, 3 too many skips, 130 interrupted and saved."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if args[0] == "--version":
+        print(f"auricle {auricle.__version__}")
+        return 0
+    _log_to_stderr()
+    try:
+        if args[0] not in VERBS:
+            raise ConfigError(unknown("command", args[0], VERBS))
+        return VERBS[args[0]](args[1:]) or 0
+    except AuricleError as error:
+        print(f"auricle: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("auricle: interrupted", file=sys.stderr)
+        return 130
+
+
+# --------------------------------------------------------------------------------------------------- demo
+
+
+@dataclasses.dataclass
+class Demo:
+    """The guided tour, offline: pre-train on the bundled recordings, embed, evaluate, and a page to look at."""
+
+    output: Path = Path("auricle-demo")
+    """Folder for the run, the results and the page; an earlier demo there is replaced."""
+    seconds: float = 170.0
+    """Time for all of it; pre-training takes what the rest leaves."""
+    seed: int = 0
+    """Seed of the run."""
+
+
+def demo(args: Args) -> None:
+    """Three minutes, offline: pre-train, embed, evaluate, and a page to look at."""
+    options = _parse(Demo, "demo", args)
+    from auricle.demo import tour
+
+    tour(options.output, options.seconds, options.seed)
+
+
+# ----------------------------------------------------------------------------------------------- pretrain
+
+
+def pretrain(args: Args) -> int:
+    """Learn from recordings: `auricle pretrain mockingjay-base --data ~/audio --output runs/mj`."""
+    from auricle.methods import preset_names
+
+    if "--resume" in args:
+        return _resume(args)
+    name = args.pop(0) if args and not args[0].startswith("-") else None
+    config, args = _take(args, "--config")
+    if name is None and config is None:
+        if args in ([], ["-h"], ["--help"]):
+            print(_pretrain_usage(preset_names()))
+            return 0
+        raise ConfigError(f"pretrain: name a preset ({', '.join(preset_names())}) or give --config FILE.yaml")
+
+    from auricle.config import edit, read_yaml
+    from auricle.methods import preset, run_from_yaml
+
+    if config is None:
+        run = preset(str(name))
+    else:
+        values = read_yaml(config)
+        run = run_from_yaml(values, config)
+        if name is not None:  # preset first, then what the YAML file changes in it
+            run = edit(preset(name), **{key: values[key] for key in ("encoder", "objective", "data", "train") if key in values})
+
+    @dataclasses.dataclass
+    class Pretrain:
+        data: tuple[Path, ...]
+        """Folders of audio, and CSV, TSV, JSONL or Parquet manifests, in any number."""
+        output: Path
+        """Run folder to make."""
+        run: Annotated[type(run), tyro.conf.arg(name="")] = run  # type: ignore[valid-type]
+
+    options = _parse(Pretrain, f"pretrain {name or run.preset}", args)
+    from auricle.training.loop import pretrain as train
+
+    return _finish(train(options.run, options.data, options.output))
+
+
+def _resume(args: Args) -> int:
+    @dataclasses.dataclass
+    class Resume:
+        resume: Path
+        """Run folder of an interrupted run."""
+
+    from auricle.training.loop import resume
+
+    return _finish(resume(_parse(Resume, "pretrain", args).resume))
+
+
+# -------------------------------------------------------------------------------------------------- embed
+
+
+@dataclasses.dataclass
+class Embed:
+    """Embeddings of recordings, as Parquet shards. A second start does only what is missing."""
+
+    encoder: Annotated[str, tyro.conf.Positional]
+    """A run folder, fbank, fbank-context, mfcc, untrained:RUN or module:attribute."""
+    data: tuple[Path, ...]
+    """Folders of audio, and manifests."""
+    output: Path
+    """Folder to write."""
+    level: Level = "clip"
+    """One vector a clip, or its sequence of frames."""
+    layers: str = "last"
+    """last, all, mean, or layer numbers such as 3,5 (0 is what enters the first block)."""
+    pool: Literal["mean", "meanstd"] = "mean"
+    """How frames become a clip's vector."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Stored precision."""
+    precision: Literal["auto", "bf16", "fp32"] = "fp32"
+    """Precision of the network."""
+    batch_seconds: float = 120.0
+    """Padded seconds of audio a batch."""
+    workers: int = 0
+    """Processes that read audio."""
+    max_skipped: float = 1.0
+    """Share of unusable clips above which the command fails (exit code 3)."""
+    device: str = "auto"
+    """auto, cpu, cuda:0, ..."""
+    json: bool = False
+    """Print the summary as JSON."""
+
+
+def embed(args: Args) -> None:
+    """Embeddings of recordings as Parquet: `auricle embed runs/mj --data ~/audio --output emb/`."""
+    options = _parse(Embed, "embed", args)
+    from auricle.embedding.extract import embed as extract
+    from auricle.encoders.checkpoint import load
+
+    summary = extract(
+        load(options.encoder, _device(options.device)),
+        options.data,
+        options.output,
+        level=options.level,
+        layers=_layers(options.layers),
+        pool=options.pool,
+        dtype=options.dtype,
+        precision=options.precision,
+        batch_seconds=options.batch_seconds,
+        workers=options.workers,
+        max_skipped=options.max_skipped,
+    )
+    print(json.dumps(dataclasses.asdict(summary)) if options.json else summary)
+
+
+# ----------------------------------------------------------------------------------------------- evaluate
+
+
+@dataclasses.dataclass
+class Evaluate:
+    """Probe encoders on labelled recordings: a suite, named tasks, or a column of your own labels."""
+
+    encoders: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Run folders, fbank, fbank-context, mfcc, untrained:RUN, module:attribute; side by side."""
+    suite: str | None = None
+    """A suite's name (auricle list suites)."""
+    tasks: tuple[str, ...] = ()
+    """Tasks' names (auricle list tasks)."""
+    data: tuple[Path, ...] = ()
+    """Your own labelled recordings: manifests or folders."""
+    target: str | None = None
+    """Column of --data to predict."""
+    level: Literal["clip", "frame"] | None = None
+    """Chosen by the column unless set: interval columns are probed by frame."""
+    metric: str | None = None
+    """Chosen by the column unless set."""
+    group: str | None = None
+    """Column whose values never straddle the default split (a speaker, say)."""
+    unit: str | None = None
+    """Column the interval resamples; clips unless set."""
+    pool: Literal["mean", "meanstd"] = "mean"
+    """How frames become a clip's vector."""
+    heads: tuple[Literal["linear", "mlp"], ...] = ("linear",)
+    """Heads to try; the choice is made on dev."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the heads."""
+    output: Path = Path("results")
+    """Results folder."""
+    overwrite: Literal["always", "never", "only-missing"] = "only-missing"
+    """What to do about results that are already there."""
+    device: str = "auto"
+    """auto, cpu, cuda:0, ..."""
+    json: bool = False
+    """Print results as JSON."""
+
+
+def evaluate(args: Args) -> None:
+    """Measure encoders: `auricle evaluate runs/mj fbank --data labels.csv --target speaker --output results/`."""
+    options = _parse(Evaluate, "evaluate", args)
+    from auricle.evaluation.results import table
+    from auricle.evaluation.run import evaluate as run
+
+    results = run(
+        options.encoders,
+        tasks=options.tasks or None,
+        suite=options.suite,
+        data=options.data or None,
+        target=options.target,
+        level=options.level,
+        metric=options.metric,
+        group=options.group,
+        unit=options.unit,
+        pool=options.pool,
+        heads=options.heads,
+        seeds=options.seeds,
+        output=options.output,
+        overwrite=options.overwrite,
+        device=_device(options.device),
+    )
+    print(json.dumps([result.model_dump(mode="json") for result in results]) if options.json else table(results))
+
+
+# ------------------------------------------------------------------------------- report, list, check, prepare
+
+
+@dataclasses.dataclass
+class Report:
+    """One self-contained HTML page from run and results folders."""
+
+    folders: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Run folders and results folders."""
+    output: Path = Path("report.html")
+    """Page to write."""
+
+
+def report(args: Args) -> None:
+    """A page to look at and listen to: `auricle report runs/mj results/ --output report.html`."""
+    options = _parse(Report, "report", args)
+    from auricle.report.build import build_report
+
+    print(build_report(options.folders, options.output))
+
+
+@dataclasses.dataclass
+class List:
+    """Names that other commands take."""
+
+    what: Annotated[Literal["presets", "encoders", "tasks", "suites", "corpora"], tyro.conf.Positional]
+    json: bool = False
+    """Print as JSON."""
+
+
+def list_names(args: Args) -> None:
+    """Names that other commands take: `auricle list presets|encoders|tasks|suites|corpora`."""
+    options = _parse(List, "list", args)
+    rows = _listing(options.what)
+    if options.json:
+        print(json.dumps(rows))
+        return
+    width = max(len(name) for name in rows)
+    for name, about in rows.items():
+        print(f"{name:{width}}  {about}")
+
+
+def _listing(what: str) -> dict[str, str]:
+    if what == "presets":
+        from auricle.methods import METHODS, preset_names
+
+        return {name: METHODS.keys() and name for name in preset_names()}
+    if what == "encoders":
+        return dict(ENCODER_FORMS)
+    if what == "corpora":
+        from auricle.data.corpora import CORPORA
+
+        return {name: str(corpus) for name, corpus in CORPORA.items()}
+    from auricle.evaluation.tasks import SUITES, TASKS
+
+    if what == "suites":
+        return {name: ", ".join(tasks) for name, tasks in SUITES.items()}
+    return {name: str(task) for name, task in TASKS.items()}
+
+
+@dataclasses.dataclass
+class Check:
+    """Test an encoder of your own against what auricle expects of one, and explain what to mend."""
+
+    encoder: Annotated[str, tyro.conf.Positional]
+    """module:attribute, or anything that evaluate takes."""
+
+
+def check(args: Args) -> int:
+    """Does an encoder keep its promises? `auricle check my_module:MyEncoder`."""
+    options = _parse(Check, "check", args)
+    from auricle.encoders.check import check as examine
+    from auricle.encoders.checkpoint import load
+
+    result = examine(load(options.encoder))
+    print(result)
+    return 0 if result.ok else 2
+
+
+@dataclasses.dataclass
+class Prepare:
+    """A manifest from a corpus in its official layout."""
+
+    corpus: Annotated[str, tyro.conf.Positional]
+    """A corpus's name (auricle list corpora)."""
+    folder: Annotated[Path, tyro.conf.Positional]
+    """Where it lies."""
+    output: Path
+    """Parquet manifest to write."""
+
+
+def prepare(args: Args) -> None:
+    """A corpus as a manifest: `auricle prepare librispeech /data/LibriSpeech --output librispeech.parquet`."""
+    options = _parse(Prepare, "prepare", args)
+    from auricle.data.corpora import read_corpus
+
+    manifest = read_corpus(options.corpus, options.folder)
+    manifest.save(options.output)
+    hours = manifest.durations.sum() / 3600
+    print(f"{options.output}: {len(manifest)} clips, {hours:.1f} h, columns {', '.join(manifest.labels)}")
+
+
+VERBS: dict[str, Callable[[Args], int | None]] = {
+    "demo": demo,
+    "pretrain": pretrain,
+    "embed": embed,
+    "evaluate": evaluate,
+    "report": report,
+    "list": list_names,
+    "check": check,
+    "prepare": prepare,
+}
+
+
+# ------------------------------------------------------------------------------------------------- helpers
+
+
+def _parse(kind: type[Any], verb: str, args: Args) -> Any:
+    return tyro.cli(kind, prog=f"auricle {verb}", args=args)
+
+
+def _take(args: Args, option: str) -> tuple[str | None, Args]:
+    """The value of `--option VALUE` or `--option=VALUE`, and the arguments without it."""
+    for place, word in enumerate(args):
+        if word == option:
+            if place + 1 == len(args):
+                raise ConfigError(f"{option}: expected a file name after it")
+            return args[place + 1], args[:place] + args[place + 2 :]
+        if word.startswith(f"{option}="):
+            return word.partition("=")[2], args[:place] + args[place + 1 :]
+    return None, args
+
+
+def _layers(text: str) -> Any:
+    """`last`, `all`, `mean`, or numbers split at commas."""
+    if text in ("last", "all", "mean"):
+        return text
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--layers: expected last, all, mean or numbers such as 3,5, got '{text}'") from None
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("auricle")
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def _usage() -> str:
+    verbs = "\n".join(f"  {name:9} {(verb.__doc__ or '').strip()}" for name, verb in VERBS.items())
+    return f"""usage: auricle COMMAND [OPTIONS]     (auricle COMMAND --help explains each)
+
+{verbs}"""
+
+
+def _pretrain_usage(presets: Sequence[str]) -> str:
+    return f"""usage: auricle pretrain PRESET --data PATH [PATH ...] --output RUN [OPTIONS]
+       auricle pretrain --config RUN/config.yaml --data PATH [PATH ...] --output RUN [OPTIONS]
+       auricle pretrain --resume RUN
+
+presets: {", ".join(presets)}
+
+auricle pretrain PRESET --help lists the options of its encoder, objective, data and training."""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
