@@ -6,14 +6,17 @@ import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 import auricle
 from auricle.errors import AuricleError, ConfigError, unknown
+
+if TYPE_CHECKING:
+    from auricle.methods.base import RunConfig
 
 Args = list[str]
 Level = Literal["clip", "frames"]
@@ -92,18 +95,26 @@ def pretrain(args: Args) -> int:
         if name is not None:  # preset first, then what the YAML file changes in it
             run = edit(preset(name), **{key: values[key] for key in ("encoder", "objective", "data", "train") if key in values})
 
+    options = _parse(_pretrain_options(run), f"pretrain {name or run.preset}", args)
+    from auricle.training.loop import pretrain as train
+
+    train(options.run, options.data, options.output)
+    _say_trained(options.output)
+    return 0
+
+
+def _pretrain_options(run: RunConfig) -> type[Any]:
+    """Options of a run: those of every run, and every field of its config with the value it has in `run`."""
+
     @dataclasses.dataclass
     class Pretrain:
         data: tuple[Path, ...]
         """Folders of audio, and CSV, TSV, JSONL or Parquet manifests, in any number."""
         output: Path
         """Run folder to make."""
-        run: Annotated[type(run), tyro.conf.arg(name="")] = run  # type: ignore[valid-type]
 
-    options = _parse(Pretrain, f"pretrain {name or run.preset}", args)
-    from auricle.training.loop import pretrain as train
-
-    return _finish(train(options.run, options.data, options.output))
+    own = ("run", Annotated[type(run), tyro.conf.arg(name="")], dataclasses.field(default=run))
+    return dataclasses.make_dataclass("Pretrain", [own], bases=(Pretrain,))
 
 
 def _resume(args: Args) -> int:
@@ -114,7 +125,10 @@ def _resume(args: Args) -> int:
 
     from auricle.training.loop import resume
 
-    return _finish(resume(_parse(Resume, "pretrain", args).resume))
+    folder = _parse(Resume, "pretrain", args).resume
+    resume(folder)
+    _say_trained(folder)
+    return 0
 
 
 # -------------------------------------------------------------------------------------------------- embed
@@ -274,7 +288,7 @@ class List:
 def list_names(args: Args) -> None:
     """Names that other commands take: `auricle list presets|encoders|tasks|suites|corpora`."""
     options = _parse(List, "list", args)
-    rows = _listing(options.what)
+    rows = {name: str(about) for name, about in _listing(options.what).items()}
     if options.json:
         print(json.dumps(rows))
         return
@@ -283,22 +297,22 @@ def list_names(args: Args) -> None:
         print(f"{name:{width}}  {about}")
 
 
-def _listing(what: str) -> dict[str, str]:
+def _listing(what: str) -> Mapping[str, object]:
     if what == "presets":
-        from auricle.methods import METHODS, preset_names
+        from auricle.methods import PRESETS, preset_names
 
-        return {name: METHODS.keys() and name for name in preset_names()}
+        return dict(zip(preset_names(), PRESETS.values(), strict=True))
     if what == "encoders":
-        return dict(ENCODER_FORMS)
+        from auricle.encoders import ENCODER_FORMS
+
+        return ENCODER_FORMS
     if what == "corpora":
         from auricle.data.corpora import CORPORA
 
-        return {name: str(corpus) for name, corpus in CORPORA.items()}
+        return CORPORA
     from auricle.evaluation.tasks import SUITES, TASKS
 
-    if what == "suites":
-        return {name: ", ".join(tasks) for name, tasks in SUITES.items()}
-    return {name: str(task) for name, task in TASKS.items()}
+    return TASKS if what == "tasks" else {name: ", ".join(tasks) for name, tasks in SUITES.items()}
 
 
 @dataclasses.dataclass
@@ -372,6 +386,18 @@ def _take(args: Args, option: str) -> tuple[str | None, Args]:
         if word.startswith(f"{option}="):
             return word.partition("=")[2], args[:place] + args[place + 1 :]
     return None, args
+
+
+def _device(name: str) -> str:
+    if name != "auto":
+        return name
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _say_trained(folder: Path) -> None:
+    print(f"{folder}: evaluate it with: auricle evaluate {folder} fbank untrained:{folder} --suite quick")
 
 
 def _layers(text: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import statistics
 import time
 from pathlib import Path
 
@@ -12,64 +13,114 @@ import torch
 from auricle.config import edit
 from auricle.data.corpora import read_corpus
 from auricle.data.dataset import training_batches
+from auricle.data.manifest import Manifest
 from auricle.embedding.extract import embed
 from auricle.encoders.checkpoint import load
+from auricle.errors import ConfigError
 from auricle.evaluation.results import table
 from auricle.evaluation.run import evaluate
 from auricle.methods import preset
 from auricle.methods.base import RunConfig
 from auricle.report.build import build_report
+from auricle.report.scores import arrange, sentences
 from auricle.training.loop import pretrain
+from auricle.training.optim import autocast_dtype
 
 log = logging.getLogger("auricle")
 
-RESERVE_S = 10.0
-"""Seconds kept for the report and for what the estimates miss."""
+RESERVE_S = 12.0
+"""Seconds kept for the page and for what the estimates miss."""
+LEAST_S = 20.0
+"""Seconds of pre-training, however slow the machine."""
 
 
 def tour(output: Path, seconds: float = 170.0, seed: int = 0) -> Path:
-    """Pre-train, embed, evaluate and report into `output`, in about `seconds`; returns the page's path.
+    """Pre-train, embed, evaluate and report into `output`, in about `seconds`; returns the page.
 
-    Everything else is timed first, on the untrained twin; pre-training gets the seconds that are left.
+    All else is timed first, on the untrained twin; pre-training gets the seconds that are left. Raises `ConfigError`
+    when `output` holds anything but an earlier demo.
     """
     clock = _Clock()
     _make_room(output)
     recordings = read_corpus("bundled")
-    heard = recordings.select([row for row, split in enumerate(recordings.column("split")) if split == "train"])
-    heard.save(output / "train.parquet")
-    log.info(
-        "%d recordings, %.0f minutes; pre-training hears the %d of the train split, without their labels",
-        len(recordings), recordings.durations.sum() / 60, len(heard),
-    )  # fmt: skip
-    run = edit(preset("mockingjay-tiny"), train={"seed": seed})
-    clock.lap("reading")
+    source = output / "train.parquet"
+    recordings.select([row for row, split in enumerate(recordings.column("split")) if split == "train"]).save(source)
+    run = edit(preset("mockingjay-tiny"), train={"seed": seed, "device": "cpu"})
+    log.info("the demo: %d recordings, %.0f minutes", len(recordings), recordings.durations.sum() / 60)
 
     results = evaluate(["fbank", "mfcc"], suite="quick", output=output / "results")
-    clock.lap("evaluating log-mel and MFCC")
+    clock.lap("log-mel and MFCC")
     torch.manual_seed(seed)
     twin = run.build().encoder.eval()
     twin.name = f"untrained:{output / 'run'}"
     results += evaluate([twin], suite="quick", output=output / "results")
-    twin_s = clock.lap("evaluating the untrained twin")
+    twin_s = clock.lap("untrained twin")
 
-    budget = max(20.0, seconds - clock.total() - 1.5 * twin_s - RESERVE_S)
-    steps = max(10, int(budget / _seconds_per_step(run, output / "train.parquet")))
+    budget_s = max(LEAST_S, seconds - clock.total() - 1.5 * twin_s - RESERVE_S)
+    steps = max(10, int(budget_s / _seconds_per_step(run, source)))
+    every = max(1, steps // 8)
     run = edit(run, train={
-        "steps": steps, "stop_after_s": 1.2 * budget, "valid_every": max(5, steps // 8), "checkpoint_every": steps,
+        "steps": steps, "valid_every": every, "log_every": max(1, steps // 50), "checkpoint_every": every,
+        "stop_after_s": 1.2 * budget_s,
     })  # fmt: skip
-    folder = pretrain(run, [output / "train.parquet"], output / "run")
-    clock.lap(f"pre-training {steps} steps")
+    log.info("pre-training on the train split, without its labels")
+    folder = pretrain(run, [source], output / "run")
+    clock.lap("pre-training")
 
-    encoder = load(str(folder))
-    embed(encoder, [heard], output / "embeddings")
+    encoder = load(folder)
+    embed(encoder, recordings, output / "embeddings")
     clock.lap("embedding")
     results += evaluate([encoder], suite="quick", output=output / "results")
-    clock.lap("evaluating the pre-trained model")
+    clock.lap("pre-trained model")
     page = build_report([folder, output / "results"], output / "report.html")
-    clock.lap("report")
+    clock.lap("page")
 
     print(table(results))
-    print(_verdict(results, encoder.name))
-    print(f"\nopen {page.resolve().as_uri()} in a browser: curves, pictures, and a map of sounds to listen to")
-    print(f"{clock.total():.0f} s: {clock}")
+    print("\n".join(sentences(arrange(results))))
+    print(f"\nOpen {page.resolve().as_uri()} in a browser: curves, pictures, and a map of sounds to listen to.")
+    print(f"{clock.total():.0f} s in all: {clock}.")
     return page
+
+
+def _seconds_per_step(run: RunConfig, source: Path) -> float:
+    """What a training step takes here: the median of three, after one that warms up."""
+    method, dtype = run.build().train(), autocast_dtype(run.train, torch.device("cpu"))
+    batches = training_batches(Manifest.open([source]), method.needs, run.data, seed=run.train.seed)
+    times = []
+    for _ in range(4):
+        began = time.perf_counter()
+        with torch.autocast("cpu", dtype, enabled=dtype is not None):
+            loss = method(next(batches)).loss
+        loss.backward()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[1:])
+
+
+def _make_room(output: Path) -> None:
+    """An empty folder: an earlier demo there is removed, anything else refused."""
+    ours = {"run", "results", "embeddings", "train.parquet", "report.html"}
+    if output.exists() and not (output.is_dir() and {path.name for path in output.iterdir()} <= ours):
+        raise ConfigError(f"{output}: holds other things than a demo; name another folder with --output")
+    shutil.rmtree(output, ignore_errors=True)
+    output.mkdir(parents=True)
+
+
+class _Clock:
+    """Where the time went."""
+
+    def __init__(self) -> None:
+        self.began = self.last = time.perf_counter()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> float:
+        """Seconds since the lap before, kept under `name`."""
+        now = time.perf_counter()
+        self.laps[name], self.last = now - self.last, now
+        return self.laps[name]
+
+    def total(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self.began
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.laps.items())

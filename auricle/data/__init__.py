@@ -1,0 +1,1 @@
+"""Recordings as clips with labels, and clips as batches of waveforms."""

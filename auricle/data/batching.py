@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 
 from auricle.config import Config
+from auricle.data.columns import Skip
+
+__all__ = ["Batch", "DataConfig", "DataNeeds", "Skip", "crop_positions", "plan_buckets", "plan_epoch"]
+
+JITTER = 0.1
+"""Lengths are compared after a random factor of 1 ± this, so that each epoch puts other clips side by side."""
 
 
 @dataclass(frozen=True)
@@ -23,16 +32,16 @@ class DataNeeds:
 
 
 class DataConfig(Config):
-    """Which recordings a run hears, and how they are batched."""
+    """How recordings become batches."""
 
-
-@dataclass(frozen=True)
-class Skip:
-    """A clip that could not be used, and why."""
-
-    clip_id: str
-    path: str
-    reason: str
+    batch_seconds: float = Field(120.0, gt=0)
+    """Seconds of audio in a micro-batch, padding included; a longer clip makes a batch alone."""
+    workers: int = Field(0, ge=0)
+    """Processes that read audio; 0 reads in the training process. The batches are the same whatever the number."""
+    max_skipped: float = Field(0.01, ge=0, le=1)
+    """Fraction of the clips that may prove unusable before the run fails."""
+    valid_fraction: float = Field(0.05, ge=0, lt=1)
+    """Fraction of the clips held out, by whole recordings, for the held-out loss: at least 1 clip, at most 200."""
 
 
 @dataclass(frozen=True)
@@ -62,3 +71,41 @@ class Batch:
             starts=self.starts.to(device, non_blocking=True),
             labels={name: value.to(device, non_blocking=True) for name, value in self.labels.items()},
         )
+
+
+def plan_epoch(
+    durations_s: NDArray[np.float64], needs: DataNeeds, batch_seconds: float, seed: int, epoch: int
+) -> list[NDArray[np.int64]]:
+    """Row numbers of each batch of an epoch: every clip once, crops of like length together, batches in random order.
+
+    `durations_s` (N,) are the clips' lengths. A batch's padded crops fill at most `batch_seconds`, unless one alone
+    is longer. Depends on nothing else than its arguments.
+    """
+    rng = np.random.default_rng([seed, epoch, 0])
+    lengths = np.minimum(durations_s, needs.crop_s)
+    batches = plan_buckets(lengths, batch_seconds, lengths * rng.uniform(1 - JITTER, 1 + JITTER, len(lengths)))
+    return [batches[index] for index in rng.permutation(len(batches))]
+
+
+def plan_buckets(
+    lengths: NDArray[np.float64], budget: float, keys: NDArray[np.float64] | None = None
+) -> list[NDArray[np.int64]]:
+    """Row numbers of batches whose padded size (rows times longest) stays within `budget`, longest first.
+
+    Rows are taken in descending order of `keys` (N,), by default their `lengths` (N,); a row over budget goes alone.
+    """
+    order = np.argsort(-(lengths if keys is None else keys), kind="stable")
+    sorted_lengths = lengths[order]
+    batches, first = [], 0
+    while first < len(order):
+        room = int(budget / max(sorted_lengths[first], 1e-9)) + 1  # more rows than this cannot fit behind the first
+        longest = np.maximum.accumulate(sorted_lengths[first : first + room])
+        fitting = int(np.searchsorted(longest * np.arange(1, len(longest) + 1), budget * (1 + 1e-9), side="right"))
+        batches.append(order[first : first + max(1, fitting)])
+        first += len(batches[-1])
+    return batches
+
+
+def crop_positions(num_clips: int, seed: int, epoch: int) -> NDArray[np.float64]:
+    """(N,) where each clip's crop lies this epoch, from 0 (at its start) to 1 (at its end)."""
+    return np.random.default_rng([seed, epoch, 1]).random(num_clips)

@@ -1,0 +1,28 @@
+"""Whole networks from waveform to hidden states, one file a family; `base` is the contract, `checkpoint` loads them.
+
+The tables below are plain text, so that listing names imports no network.
+"""
+
+from __future__ import annotations
+
+FAMILIES = {
+    "mel_transformer": "auricle.encoders.mel_transformer:MelTransformer",
+    "fbank": "auricle.encoders.baselines:Fbank",
+    "fbank-context": "auricle.encoders.baselines:FbankContext",
+    "mfcc": "auricle.encoders.baselines:Mfcc",
+}
+"""Encoder family → its class, which is built from its config alone and annotates that config's type as `config`."""
+
+BASELINES = ("fbank", "fbank-context", "mfcc")
+"""Families that need no checkpoint: their defaults are loaded by name."""
+
+ENCODER_FORMS = {
+    "RUN": "a run folder: its newest complete checkpoint",
+    "CHECKPOINT": "a checkpoint folder: config.json and model.safetensors",
+    "fbank": "log-mel filter bank, one frame",
+    "fbank-context": "log-mel filter bank with 10 frames to either side stacked",
+    "mfcc": "cepstral coefficients with deltas",
+    "untrained:RUN": "the network of a run or checkpoint with the weights it began with",
+    "module:attribute": "a Python class, factory or object of your own (auricle check module:attribute tests it)",
+}
+"""What `auricle.load` takes, and what it is."""

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from auricle.audio.io import Audio, as_waveform
 from auricle.config import Config
-from auricle.errors import AudioError
+from auricle.errors import AudioError, ConfigError
 
 Pooling = Literal["mean", "meanstd"]
 Layers = Literal["last", "all", "mean"] | Sequence[int]
@@ -63,9 +62,7 @@ class Encoder(nn.Module):
         """Front end: waveforms (B, S) and lengths (B,) in samples to x (B, T, F) and lengths (B,) in frames."""
         raise NotImplementedError
 
-    def encode(
-        self, x: Tensor, lengths: Tensor, *, layers: Sequence[int] | None = None
-    ) -> Frames:
+    def encode(self, x: Tensor, lengths: Tensor, *, layers: Sequence[int] | None = None) -> Frames:
         """Network: features (B, T, F) to hidden states of all layers, or of `layers` in that order."""
         raise NotImplementedError
 
@@ -101,21 +98,23 @@ class Encoder(nn.Module):
         training = self.training
         self.eval()
         try:
-            out = self(waveform[None], torch.tensor([len(waveform)], device=self.device), choose_layers(layers, self.dims))
+            out = self(
+                waveform[None], torch.tensor([len(waveform)], device=self.device), choose_layers(layers, self.dims)
+            )
         finally:
             self.train(training)
         count = int(out.lengths[0])
         if count < 1:
-            raise AudioError(f"{audio if isinstance(audio, str | Path) else 'audio'}: shorter than one frame of {self.name}")
+            raise AudioError(
+                f"{audio if isinstance(audio, str | Path) else 'audio'}: shorter than one frame of {self.name}"
+            )
         states = [state[0, :count].float().cpu() for state in out.hidden_states]
         return combine_layers(states, layers)
 
     def fingerprint(self) -> str:
         """Sixteen hex digits over family, config (front end included) and weights; independent of paths."""
         digest = hashlib.sha256(json.dumps([self.family, self.config.model_dump(mode="json")], sort_keys=True).encode())
-        for key, value in sorted(self.state_dict().items()):
-            digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        hash_tensors(digest, self.state_dict())
         return digest.hexdigest()[:16]
 
     def extra_repr(self) -> str:
@@ -123,13 +122,18 @@ class Encoder(nn.Module):
         return f"sample_rate={self.sample_rate}, hop={self.hop}, layers={len(self.dims)}, dim={self.dims[-1]}"
 
 
+def hash_tensors(digest: hashlib._Hash, tensors: Mapping[str, Tensor]) -> None:
+    """Feed names, shapes, types and bytes of tensors, in order of name, to a hashlib digest."""
+    for key, value in sorted(tensors.items()):
+        digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+
+
 def choose_layers(layers: Layers, dims: tuple[int, ...]) -> list[int]:
     """Layer indices for `last`, `all`, `mean` (every layer) or a sequence; negative ones count from the end.
 
-    Raises `AudioError`'s sibling `ConfigError` for an index the encoder does not have.
+    Raises `ConfigError` for an index the encoder does not have.
     """
-    from auricle.errors import ConfigError
-
     if layers == "last":
         return [len(dims) - 1]
     if layers in ("all", "mean"):
@@ -151,9 +155,9 @@ def combine_layers(states: list[Tensor], layers: Layers) -> Tensor:
 
 def pool_frames(hidden: Tensor, lengths: Tensor, how: Pooling = "mean") -> Tensor:
     """Average hidden (B, T, D) over each clip's true frames: (B, D), or with `meanstd` (B, 2 D)."""
-    weight = (torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None].to(hidden.device)).float()
-    weight = weight / weight.sum(1, keepdim=True).clamp_min(1)
-    hidden = hidden.float()
+    valid = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None].to(hidden.device)
+    weight = valid.float() / valid.sum(1, keepdim=True).clamp_min(1)
+    hidden = hidden.float().masked_fill(~valid[:, :, None], 0.0)  # undefined frames may even be NaN
     mean = torch.einsum("btd,bt->bd", hidden, weight)
     if how == "mean":
         return mean

@@ -1,0 +1,72 @@
+"""Methods of pre-training, one file a paper, and their presets. Listing names imports no method."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from auricle.errors import ConfigError, unknown
+
+if TYPE_CHECKING:
+    from auricle.methods.base import RunConfig
+
+FORMAT = 1
+"""Layout of a run's YAML that this package writes; it reads no newer one."""
+
+METHODS = {
+    "mockingjay": "auricle.methods.mockingjay:MockingjayRun",
+}
+"""Method → its run config."""
+
+PRESETS = {
+    "mockingjay_tiny": "auricle.methods.mockingjay:mockingjay_tiny",
+    "mockingjay_base": "auricle.methods.mockingjay:mockingjay_base",
+    "mockingjay_large": "auricle.methods.mockingjay:mockingjay_large",
+    "mockingjay_paper_base": "auricle.methods.mockingjay:mockingjay_paper_base",
+    "mockingjay_paper_large": "auricle.methods.mockingjay:mockingjay_paper_large",
+    "tera_tiny": "auricle.methods.mockingjay:tera_tiny",
+    "tera_base": "auricle.methods.mockingjay:tera_base",
+    "audio_albert_base": "auricle.methods.mockingjay:audio_albert_base",
+}
+"""Preset → the function that makes its run config."""
+
+
+def preset_names() -> list[str]:
+    """Every preset, as the command line spells it (`mockingjay-base`)."""
+    return [name.replace("_", "-") for name in PRESETS]
+
+
+def preset(name: str) -> RunConfig:
+    """The run config of a preset, spelled with dashes or underscores. Raises `ConfigError` for an unknown name."""
+    key = name.replace("-", "_")
+    if key not in PRESETS:
+        raise ConfigError(unknown("preset", name, preset_names()))
+    run: RunConfig = _find(PRESETS[key])()
+    return run
+
+
+def run_from_yaml(values: Mapping[str, Any], where: str = "config") -> RunConfig:
+    """The run config in a run's `config.yaml`, already read; `where` names it in errors.
+
+    Options left out take the method's defaults. Raises `ConfigError` for a missing or unknown method, a newer format,
+    and for anything that the method's config refuses.
+    """
+    options = dict(values)
+    written = options.pop("format", FORMAT)
+    version = options.pop("auricle", None)
+    if not isinstance(written, int) or written > FORMAT:
+        by = f"auricle {version}" if version else "a newer auricle"
+        raise ConfigError(f"{where}: format {written}, written by {by}, is newer than this one reads; upgrade auricle")
+    method = options.pop("method", None)
+    if method is None:
+        raise ConfigError(f"{where}: method: missing; known: {', '.join(METHODS)}")
+    if method not in METHODS:
+        raise ConfigError(f"{where}: {unknown('method', str(method), METHODS)}")
+    run_class: type[RunConfig] = _find(METHODS[method])
+    return run_class.parse(options, where)
+
+
+def _find(address: str) -> Any:
+    module, _, attribute = address.partition(":")
+    return getattr(importlib.import_module(module), attribute)

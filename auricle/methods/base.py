@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
+import tyro
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -100,7 +101,7 @@ class RunConfig(Config):
 
     method: ClassVar[str]
     """Key in the table of methods."""
-    preset: str
+    preset: Annotated[str, tyro.conf.Suppress]
     """The preset this began as."""
     encoder: Config
     objective: Config

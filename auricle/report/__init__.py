@@ -1,0 +1,1 @@
+"""Run folders and results folders as one HTML page to look at and listen to."""

@@ -1,0 +1,256 @@
+"""From manifest rows to batches of waveforms: endless to train on, fixed for the held-out loss, whole to embed."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from auricle.audio.io import Waveform, read
+from auricle.data.batching import Batch, DataConfig, DataNeeds, Skip, crop_positions, plan_buckets, plan_epoch
+from auricle.data.manifest import Manifest
+from auricle.errors import AudioError, ManifestError
+
+MAX_HELD_OUT = 200
+"""Clips; more would cost time at every measurement and tell little more."""
+
+
+@dataclass(frozen=True)
+class Crop:
+    """What a worker needs to read a part of a clip; positions in samples at the model's rate."""
+
+    row: int
+    clip_id: str
+    path: str
+    clip_start: int
+    """The clip's first sample in its file."""
+    clip_length: int
+    start: int
+    """The crop's first sample in its clip."""
+    length: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A batch to be read."""
+
+    crops: list[Crop]
+    epoch: int = 0
+    seed: int = 0
+
+
+def training_batches(
+    manifest: Manifest,
+    needs: DataNeeds,
+    config: DataConfig,
+    *,
+    seed: int,
+    start: int = 0,
+    rank: int = 0,
+    world: int = 1,
+) -> Iterator[Batch]:
+    """Random crops without end; of the batches of all epochs, one after another, each rank gets every `world`-th.
+
+    `start` is the number of batches this rank has already taken. Clips shorter than `needs.min_s` stand as skips in
+    each epoch's first batch. Order and crops depend on (seed, epoch, clip) alone, not on the number of workers.
+    Raises `ManifestError` when no clip is long enough.
+    """
+    durations = manifest.durations
+    usable = np.flatnonzero(durations >= needs.min_s)
+    short = np.flatnonzero(durations < needs.min_s)
+    if not len(usable):
+        raise ManifestError(f"none of the {len(manifest)} clips reaches the {needs.min_s:g} s that this method needs")
+    lengths = samples(durations, needs.sample_rate)
+
+    def plans() -> Iterator[Plan]:
+        next_batch, taken = start * world + rank, 0  # counted over all epochs
+        for epoch in count():
+            batches = plan_epoch(durations[usable], needs, config.batch_seconds, seed, epoch)
+            positions = crop_positions(len(manifest), seed, epoch)
+            for index in range(next_batch - taken, len(batches), world):
+                left_out = short if index == 0 else short[:0]
+                rows = np.concatenate([usable[batches[index]], left_out])
+                yield Plan(_crops(manifest, rows, lengths, needs, positions), epoch, seed)
+                next_batch += world
+            taken += len(batches)
+
+    return (batch for _, batch in _load(plans(), needs, config.workers))
+
+
+def fixed_batches(manifest: Manifest, needs: DataNeeds, config: DataConfig) -> Iterator[Batch]:
+    """One pass over the central crops of all clips, longest first: the same batches every time."""
+    lengths = samples(manifest.durations, needs.sample_rate)
+    centre = np.full(len(manifest), 0.5)
+    buckets = plan_buckets(np.minimum(manifest.durations, needs.crop_s), config.batch_seconds)
+    plans = (Plan(_crops(manifest, rows, lengths, needs, centre)) for rows in buckets)
+    return (batch for _, batch in _load(plans, needs, config.workers))
+
+
+def clip_batches(
+    manifest: Manifest,
+    sample_rate: int,
+    batch_seconds: float,
+    *,
+    rows: ArrayLike | None = None,
+    equal_lengths: bool = False,
+    workers: int = 0,
+) -> Iterator[tuple[NDArray[np.int64], Batch]]:
+    """One pass over whole clips (all, or these `rows`), longest first, with the row number of each row of the batch.
+
+    Clips that cannot be read have no row; they stand in `Batch.skipped`. With `equal_lengths`, a batch holds clips of
+    one length in samples, for encoders that padding would disturb.
+    """
+    chosen = np.arange(len(manifest)) if rows is None else np.asarray(rows, np.int64)
+    needs = DataNeeds(sample_rate, crop_s=np.inf)
+    lengths = samples(manifest.durations, sample_rate)
+    groups = [chosen]
+    if equal_lengths:
+        chosen = chosen[np.argsort(-lengths[chosen], kind="stable")]
+        groups = np.split(chosen, np.flatnonzero(np.diff(lengths[chosen])) + 1)
+    buckets = (
+        group[bucket] for group in groups for bucket in plan_buckets(lengths[group] / sample_rate, batch_seconds)
+    )
+    plans = (Plan(_crops(manifest, bucket, lengths, needs)) for bucket in buckets)
+    for numbers, batch in _load(plans, needs, workers):
+        yield from _by_length(numbers, batch) if equal_lengths else [(numbers, batch)]
+
+
+def hold_out(manifest: Manifest, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Row numbers to train on, and at least one and at most 200 to measure the held-out loss on, in order.
+
+    Whole recordings are held out, never parts of one that is trained on; of a recording with more clips than are
+    wanted, the rest goes unused. With a fraction of 0, or a single recording, nothing is held out.
+    """
+    recordings = manifest.table.column("path").combine_chunks().dictionary_encode().indices.to_numpy()
+    sizes = np.bincount(recordings)
+    if fraction == 0 or len(sizes) == 1:
+        return np.arange(len(manifest)), np.arange(0)
+    wanted = min(MAX_HELD_OUT, max(1, round(fraction * len(manifest))))
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    chosen = order[: np.searchsorted(np.cumsum(sizes[order]), wanted) + 1][: len(sizes) - 1]
+    held_out = np.isin(recordings, chosen)
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)[:wanted]
+
+
+def samples(seconds: NDArray[np.float64], sample_rate: int) -> NDArray[np.int64]:
+    """Lengths in samples of clips (N,) in seconds: the nearest integer, half up, as resampling gives; at least 1."""
+    return np.maximum(1, np.floor(seconds * sample_rate + 0.5 + 1e-6)).astype(np.int64)
+
+
+def _crops(
+    manifest: Manifest,
+    rows: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    needs: DataNeeds,
+    positions: NDArray[np.float64] | None = None,
+) -> list[Crop]:
+    """Crops of these rows at `positions` (N,) between 0 and 1; `lengths` (N,) are the clips' samples."""
+    crops = []
+    for row in rows.tolist():
+        clip_id, path, start_s = (manifest.table.column(name)[row].as_py() for name in ("clip_id", "path", "start_s"))
+        clip_length = int(lengths[row])
+        length = int(min(clip_length, max(1.0, needs.crop_s * needs.sample_rate)))
+        slack = clip_length - length
+        start = 0 if positions is None else min(slack, int(positions[row] * (slack + 1)))
+        crops.append(Crop(row, clip_id, path, round(start_s * needs.sample_rate), clip_length, start, length))
+    return crops
+
+
+class _Reader(Dataset[tuple[NDArray[np.int64], Batch]]):
+    """Reads planned batches; holds nothing, so that it costs a worker nothing."""
+
+    def __init__(self, needs: DataNeeds):
+        self.needs = needs
+
+    def __getitem__(self, plan: Plan) -> tuple[NDArray[np.int64], Batch]:
+        """Row numbers (B,) of the clips that could be read, and their batch."""
+        crops, waveforms, skipped = [], [], []
+        for crop in plan.crops:
+            try:
+                waveforms.append(self._read(crop))
+                crops.append(crop)
+            except AudioError as error:
+                skipped.append(Skip(crop.clip_id, crop.path, str(error).removeprefix(f"{crop.path}: ")))
+        lengths = np.array([len(waveform) for waveform in waveforms], np.int64)
+        padded = np.zeros((len(waveforms), max(lengths, default=0)), np.float32)
+        for row, waveform in zip(padded, waveforms, strict=True):
+            row[: len(waveform)] = waveform
+        batch = Batch(
+            waveforms=torch.from_numpy(padded),
+            lengths=torch.from_numpy(lengths),
+            clip_ids=[crop.clip_id for crop in crops],
+            starts=torch.tensor([crop.start for crop in crops], dtype=torch.int64),
+            epoch=plan.epoch,
+            seed=plan.seed,
+            skipped=skipped,
+        )
+        return np.array([crop.row for crop in crops], np.int64), batch
+
+    def _read(self, crop: Crop) -> Waveform:
+        """The crop, if it is long enough and its clip is not digital silence throughout. Raises `AudioError`."""
+        rate, least = self.needs.sample_rate, self.needs.min_s * self.needs.sample_rate
+        if crop.length < least:
+            raise AudioError(f"{crop.length / rate:.3g} s are too short; {self.needs.min_s:g} s are needed")
+        waveform = read(crop.path, rate, crop.clip_start + crop.start, crop.length)
+        if len(waveform) < least:
+            raise AudioError(f"ends after {len(waveform) / rate:.3g} of {crop.length / rate:.3g} s")
+        if _silent(waveform) and (
+            crop.length == crop.clip_length or _silent(read(crop.path, rate, crop.clip_start, crop.clip_length))
+        ):
+            raise AudioError("is silent")
+        return waveform
+
+
+def _silent(waveform: Waveform) -> bool:
+    """Whether no sample reaches half a step of 16 bits."""
+    return bool(np.abs(waveform).max() < 2.0**-16)
+
+
+def _load(plans: Iterable[Plan], needs: DataNeeds, workers: int) -> Iterator[tuple[NDArray[np.int64], Batch]]:
+    """The planned batches in order, read by `workers` processes ahead of time, or here."""
+    loader = DataLoader(
+        _Reader(needs),
+        sampler=plans,  # any iterable will do: the plans themselves travel, not row numbers
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=_leave_interrupts_to_the_parent,
+        generator=torch.Generator(),  # its own, so that the global one, which seeds training, is not drawn from
+    )
+    return iter(loader)
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _leave_interrupts_to_the_parent(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _by_length(numbers: NDArray[np.int64], batch: Batch) -> Iterator[tuple[NDArray[np.int64], Batch]]:
+    """The batch in parts of one true length each: a file may end before its header says. Skips go with the first."""
+    lengths = sorted(set(batch.lengths.tolist()), reverse=True)
+    if len(lengths) <= 1:
+        yield numbers, batch
+        return
+    skipped = batch.skipped
+    for length in lengths:
+        rows = torch.nonzero(batch.lengths == length)[:, 0]
+        part = replace(
+            batch,
+            waveforms=batch.waveforms[rows, :length],
+            lengths=batch.lengths[rows],
+            clip_ids=[batch.clip_ids[row] for row in rows],
+            starts=batch.starts[rows],
+            skipped=skipped,
+        )
+        yield numbers[rows.numpy()], part
+        skipped = []

@@ -1,0 +1,135 @@
+"""The Mockingjay family's encoder: spectral frames, a projection with sinusoidal positions, a Transformer stack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import ClassVar, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from auricle.config import Config
+from auricle.encoders.base import Encoder, Frames
+from auricle.features.frontend import FrontEnd, FrontEndConfig
+from auricle.nn.positions import SinusoidalPositions
+from auricle.nn.transformer import Dropout, Transformer, init_weights
+
+_WINDOWS_AT_ONCE = 8
+"""Windows of a long clip that are encoded together; bounds memory."""
+
+
+class MelTransformerConfig(Config):
+    """Front end and network. The defaults are BASE: 3 layers of 768."""
+
+    front_end: FrontEndConfig = FrontEndConfig(kind="stft", level_db=-25.0)
+    """Spectral features, stored with the weights. Default: S3PRL's online path, 80 log-mel bands, 25 ms every 10 ms."""
+    dim: int = Field(768, ge=2)
+    """Channels of every hidden state; a multiple of `heads`."""
+    layers: int = Field(3, ge=1)
+    """Blocks: 3 in BASE, 12 in LARGE."""
+    heads: int = Field(12, ge=1)
+    """Attention heads."""
+    ffn: int = Field(3072, ge=1)
+    """Width inside the feed-forward part."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """On the embedding and on what each block adds. 0.1 in Mockingjay and TERA's release; 0.3 in many TERA recipes."""
+    attention_dropout: float = Field(0.1, ge=0, lt=1)
+    """On the attention weights."""
+    norm: Literal["post", "pre"] = "post"
+    """LayerNorm after each residual sum (paper and code), or before each part and at the end (steadier when deep)."""
+    norm_eps: float = Field(1e-12, gt=0)
+    """LayerNorm's epsilon, inside the root."""
+    shared_layers: bool = False
+    """One block's weights serve all layers (AudioALBERT)."""
+    position_jitter: int = Field(0, ge=0)
+    """In training every clip's positions start at a random frame in 0..position_jitter; 0 in the papers."""
+    chunk_frames: int = Field(1500, ge=4)
+    """Longest stretch, in frames, that attention sees at inference; longer clips are encoded in windows of this length
+    that overlap by half, of which the centres are kept. Best the length of the crops in training."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.dim % self.heads:
+            raise ValueError(f"dim: {self.dim} is not a multiple of heads, {self.heads}")
+        return self
+
+
+class MelTransformer(Encoder):
+    """Linear(F → D) + sinusoids, LayerNorm and dropout (layer 0), then a Transformer (layers 1 to L)."""
+
+    family: ClassVar[str] = "mel_transformer"
+    config: MelTransformerConfig
+
+    def __init__(self, config: MelTransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.front_end = FrontEnd(config.front_end)
+        self.sample_rate = self.front_end.sample_rate
+        self.hop = self.front_end.hop
+        self.offset = self.front_end.offset
+        self.dims = (config.dim,) * (config.layers + 1)
+        self.project = nn.Linear(self.front_end.dim, config.dim)
+        self.project.apply(init_weights)
+        self.positions = SinusoidalPositions(config.dim, config.chunk_frames, config.position_jitter)
+        self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
+        self.dropout = Dropout(config.dropout)
+        self.transformer = Transformer(
+            config.dim,
+            config.layers,
+            config.heads,
+            config.ffn,
+            dropout=config.dropout,
+            attention_dropout=config.attention_dropout,
+            norm=config.norm,
+            norm_eps=config.norm_eps,
+            shared=config.shared_layers,
+        )
+
+    def features(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Spectral features (B, T, F) of waveforms (B, S), and lengths in frames."""
+        return self.front_end(waveforms, lengths)  # type: ignore[no-any-return]
+
+    def encode(self, x: Tensor, lengths: Tensor, *, layers: Sequence[int] | None = None) -> Frames:
+        """Hidden states of features (B, T, F); in evaluation mode clips past `chunk_frames` are encoded in windows."""
+        layers = range(len(self.dims)) if layers is None else layers
+        if not self.training and x.shape[1] > self.config.chunk_frames:
+            return Frames(self._encode_long(x, lengths, layers), lengths)
+        return Frames(self._encode(x, lengths, layers), lengths)
+
+    def _encode(self, x: Tensor, lengths: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        x = self.dropout(self.norm(self.positions(self.project(x))))
+        return self.transformer(x, lengths, layers)  # type: ignore[no-any-return]
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # its loop over clips reads their lengths
+    def _encode_long(self, x: Tensor, lengths: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """Clip by clip, so that a clip's windows, and with them its frames, depend on itself alone."""
+        states = [x.new_zeros(*x.shape[:2], self.dims[layer]) for layer in layers]
+        for clip, length in enumerate(lengths.tolist()):
+            windows = list(_windows(length, self.config.chunk_frames))
+            for first in range(0, len(windows), _WINDOWS_AT_ONCE):
+                group = windows[first : first + _WINDOWS_AT_ONCE]
+                pieces = [x[clip, start:stop] for start, stop, _, _ in group]
+                sizes = torch.tensor([len(piece) for piece in pieces], device=x.device)
+                encoded = self._encode(nn.utils.rnn.pad_sequence(pieces, batch_first=True), sizes, layers)
+                for state, chunk in zip(states, encoded, strict=True):
+                    for row, (start, _, keep, until) in enumerate(group):
+                        state[clip, keep:until] = chunk[row, keep - start : until - start]
+        return states
+
+
+def _windows(length: int, size: int) -> Iterator[tuple[int, int, int, int]]:
+    """(start, stop, keep, until) of windows half a `size` apart: each is encoded whole and kept from `keep` to `until`.
+
+    Kept parts tile 0..length; away from the clip's ends each has a quarter of `size` around it as context.
+    """
+    hop, margin = size // 2, size // 4
+    last = max(0, -(-(length - size) // hop))
+    for number in range(last + 1 if length else 0):
+        start = number * hop
+        yield (
+            start,
+            min(start + size, length),
+            start + margin if number else 0,
+            start + margin + hop if number < last else length,
+        )

@@ -1,0 +1,240 @@
+"""From embeddings to answers: fit heads on train, choose them on dev, and only then look at test."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from sklearn.manifold import TSNE
+
+from auricle.embedding.extract import grid_times
+from auricle.errors import EvaluationError
+from auricle.evaluation.embedder import Embedder
+from auricle.evaluation.metrics import Outcomes
+from auricle.evaluation.prepare import UNLABELLED, Prepared
+from auricle.evaluation.probes.heads import Examples, Fitted, ProbeConfig, fit_heads
+
+TRAIN_FRAMES, DEV_FRAMES = 30_000, 5_000
+"""Most frames a probe is trained and chosen on: drawn at random from all labelled ones, the same for every encoder."""
+CHUNK_FRAMES = 30_000
+"""Test frames encoded at once, about."""
+MAPPED = 500
+"""Most clips on a map."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the heads of S seeds answered on n clips."""
+
+    rows: NDArray[np.int64]
+    """(n,) in the manifest."""
+    correct: NDArray[np.float64]
+    """(S, n) right answers: 0 or 1 for classes, the share of right labels, NaN for values, a count for frames."""
+    total: NDArray[np.float64]
+    """(n,) answers: 1, or the frames."""
+    outputs: NDArray[np.float64] | None = None
+    """(S, n, K) probabilities of classes or labels, (S, n) values; None for frames."""
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One assignment's heads and answers."""
+
+    fitted: Fitted
+    dev: Answers
+    test: Answers
+    skipped: int
+
+
+def answer(embedder: Embedder, ready: Prepared, assignment: NDArray[np.str_], probe: ProbeConfig) -> Fold:
+    """Fit, choose and answer one assignment. Raises `EvaluationError` where none of a part's clips can be embedded."""
+    return (_answer_frames if ready.task.level == "frame" else _answer_clips)(embedder, ready, assignment, probe)
+
+
+def _answer_clips(embedder: Embedder, ready: Prepared, assignment: NDArray[np.str_], probe: ProbeConfig) -> Fold:
+    present, layers = embedder.clips(ready.manifest)
+    place = np.cumsum(present) - 1  # of a clip in `layers`
+
+    def examples(part: str) -> Examples:
+        rows = np.flatnonzero((assignment == part) & present)
+        _refuse_none(rows, part, embedder, ready)
+        taken = torch.from_numpy(place[rows])
+        return Examples({layer: x[taken] for layer, x in layers.items()}, torch.from_numpy(ready.targets[rows]))
+
+    train = examples("train")
+    device = str(embedder.encoder.device)
+    balanced = ready.task.scored_by == "balanced_accuracy"
+    fitted = fit_heads(ready.task.kind, train, examples("dev"), probe, balanced=balanced, device=device)
+
+    def answers(part: str) -> Answers:
+        rows = np.flatnonzero(assignment == part)
+        taken = torch.from_numpy(place[rows][present[rows]])
+        heard = fitted.predict({layer: layers[layer][taken] for layer in fitted.layers}).double().numpy()
+        outputs = np.empty((len(heard), len(rows), *heard.shape[2:]))
+        outputs[:, present[rows]] = heard
+        outputs[:, ~present[rows]] = _constant(ready, train.targets.numpy(), heard.shape[2:])
+        return Answers(rows, _correct(ready, outputs, ready.targets[rows]), np.ones(len(rows)), outputs)
+
+    return Fold(fitted, answers("dev"), answers("test"), int((~present).sum()))
+
+
+def _constant(ready: Prepared, train: NDArray[np.generic], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """The best answer without hearing the clip: the commonest class, the share of each label, the mean value."""
+    if ready.task.kind != "classes":
+        return np.asarray(train.mean(0), np.float64)
+    guess = np.zeros(shape)
+    guess[np.bincount(train.astype(np.int64)).argmax()] = 1.0
+    return guess
+
+
+def _correct(ready: Prepared, outputs: NDArray[np.float64], targets: NDArray[Any]) -> NDArray[np.float64]:
+    if ready.task.kind == "classes":
+        return np.asarray(outputs.argmax(2) == targets, np.float64)
+    if ready.task.kind == "labels":
+        right: NDArray[np.float64] = ((outputs > 0.5) == (targets > 0)).mean(2)
+        return right
+    return np.full(outputs.shape, np.nan)
+
+
+def _answer_frames(embedder: Embedder, ready: Prepared, assignment: NDArray[np.str_], probe: ProbeConfig) -> Fold:
+    labelled = [np.flatnonzero(codes != UNLABELLED) for codes in ready.targets]
+    grids = [grid_times(duration) for duration in ready.manifest.durations]
+    skipped: set[int] = set()
+
+    def encode(rows: NDArray[np.int64], points: list[NDArray[np.int64]], layers: tuple[int, ...] | None = None):  # type: ignore[no-untyped-def]
+        """Frames by layer at grid points of clips, their codes and clips; clips without points are not encoded."""
+        kept = [index for index, point in enumerate(points) if len(point)]
+        times = [grids[rows[index]][points[index]] for index in kept]
+        clip, values = embedder.frames(ready.manifest.select(rows[kept]), times, layers)
+        present = np.unique(clip)
+        skipped.update(rows[kept[index]] for index in set(range(len(kept))) - set(present.tolist()))
+        codes = [ready.targets[rows[kept[index]]][points[kept[index]]] for index in present]
+        return values, np.concatenate([np.empty(0, np.int64), *codes]), rows[np.asarray(kept, np.int64)[clip]]
+
+    def examples(part: str, most: int, known: NDArray[np.int64] | None = None) -> Examples:
+        rows = np.flatnonzero(assignment == part)
+        values, codes, _ = encode(rows, _drawn([labelled[row] for row in rows], most))
+        _refuse_none(codes, part, embedder, ready)
+        learnable = np.ones(len(codes), bool) if known is None else np.isin(codes, known)
+        kept = torch.from_numpy(np.flatnonzero(learnable))
+        return Examples({layer: x[kept] for layer, x in values.items()}, torch.from_numpy(codes)[kept])
+
+    train = examples("train", TRAIN_FRAMES)
+    known, counts = np.unique(train.targets.numpy(), return_counts=True)
+    dev = examples("dev", DEV_FRAMES, known)
+    fitted = fit_heads("classes", train, dev, probe, device=str(embedder.encoder.device))
+    del train, dev
+    commonest = known[counts.argmax()]
+
+    def answers(part: str) -> Answers:
+        rows = np.flatnonzero(assignment == part)
+        rows = rows[[len(labelled[row]) > 0 for row in rows]]
+        total = np.array([len(labelled[row]) for row in rows], np.float64)
+        silent = [float((ready.targets[row] == commonest).sum()) for row in rows]
+        correct = np.tile(silent, (len(probe.seeds), 1))  # what a clip that cannot be embedded gets
+        chunk = np.cumsum(total) // CHUNK_FRAMES
+        for _, group in groupby(range(len(rows)), key=lambda index: chunk[index]):
+            part_rows = rows[list(group)]
+            values, codes, clip = encode(part_rows, [labelled[row] for row in part_rows], fitted.layers)
+            if not len(codes):
+                continue
+            hits = fitted.predict(values).argmax(2).numpy() == codes
+            for row in np.unique(clip):
+                correct[:, np.searchsorted(rows, row)] = hits[:, clip == row].sum(1)
+        return Answers(rows, correct, total)
+
+    return Fold(fitted, answers("dev"), answers("test"), len(skipped))
+
+
+def _drawn(points: list[NDArray[np.int64]], most: int) -> list[NDArray[np.int64]]:
+    """At most `most` of all points, at random under a fixed seed, those of a clip still in order."""
+    clip = np.repeat(np.arange(len(points)), [len(point) for point in points])
+    if len(clip) <= most:
+        return points
+    kept = np.zeros(len(clip), bool)
+    kept[np.random.default_rng(0).choice(len(clip), most, replace=False)] = True
+    whole = np.concatenate(points)
+    return [whole[kept & (clip == index)] for index in range(len(points))]
+
+
+def _refuse_none(found: NDArray[np.int64], part: str, embedder: Embedder, ready: Prepared) -> None:
+    if not len(found):
+        raise EvaluationError(
+            f"task {ready.task.name}: {embedder.name} could embed none of the clips in {part}; the log says why"
+        )
+
+
+def outcomes(ready: Prepared, answers: list[Answers], seeds: slice = slice(None)) -> Outcomes:
+    """Answers (of some seeds) on test, as metrics take them."""
+    rows = np.concatenate([part.rows for part in answers])
+    unit = np.unique([ready.units[row] for row in rows], return_inverse=True)[1]
+    correct = np.concatenate([part.correct[seeds].mean(0) for part in answers])
+    total = np.concatenate([part.total for part in answers])
+    target = correct if ready.task.level == "frame" else ready.targets[rows]
+    outputs = [part.outputs[seeds] for part in answers if part.outputs is not None]
+    # folds of classes may know different numbers of them; only rankings and values need outputs
+    joined = np.concatenate(outputs, 1) if outputs and ready.task.kind != "classes" else None
+    return Outcomes(unit, target, correct, total, joined)
+
+
+def table(ready: Prepared, part: str, answers: Answers) -> pa.Table:
+    """Answers as rows of predictions, without the map."""
+    clips = ready.manifest.select(answers.rows).table.select(["clip_id", "path", "start_s", "duration_s"])
+    texts = [ready.texts[row] for row in answers.rows] if ready.texts else [None] * len(clips)
+    correct = answers.correct.mean(0)
+    columns = {
+        "split": pa.array([part] * len(clips), pa.string()),
+        "unit": pa.array([ready.units[row] for row in answers.rows], pa.string()),
+        "target": pa.array(texts, pa.string()),
+        "prediction": pa.array(_predictions(ready, answers), pa.string()),
+        "correct": pa.array(correct, pa.float64(), mask=np.isnan(correct)),
+        "total": pa.array(answers.total, pa.float64()),
+        "outputs": pa.array(_flat(ready, answers), pa.list_(pa.float64())),
+    }
+    for name, column in columns.items():
+        clips = clips.append_column(name, column)
+    return clips
+
+
+def _predictions(ready: Prepared, answers: Answers) -> list[str | None]:
+    """The answer of all seeds' mean, for people."""
+    if answers.outputs is None:
+        return [None] * len(answers.rows)
+    mean = answers.outputs.mean(0)
+    if ready.task.kind == "values":
+        return [f"{value:.6g}" for value in mean]
+    if ready.task.kind == "classes":
+        return [ready.classes[code] for code in mean.argmax(1)]
+    return [";".join(name for name, hit in zip(ready.classes, row, strict=True) if hit) for row in mean > 0.5]
+
+
+def _flat(ready: Prepared, answers: Answers) -> list[list[float] | None]:
+    """Outputs of labels and values, seed after seed."""
+    if answers.outputs is None or ready.task.kind == "classes":
+        return [None] * len(answers.rows)
+    return list(answers.outputs.swapaxes(0, 1).reshape(len(answers.rows), -1))
+
+
+def with_map(predictions: pa.Table, embedder: Embedder, ready: Prepared, fitted: Fitted) -> pa.Table:
+    """The table with `map_x`, `map_y`: a t-SNE (started from PCA) of what the chosen head sees of at most 500 clips."""
+    xy = np.full((len(predictions), 2), np.nan)
+    if ready.task.level == "clip":
+        order = {clip_id: row for row, clip_id in enumerate(ready.manifest.column("clip_id"))}
+        rows = np.array([order[clip_id] for clip_id in predictions["clip_id"].to_pylist()])
+        present, layers = embedder.clips(ready.manifest)
+        shown = np.flatnonzero(present[rows])
+        shown = shown[np.unique(np.linspace(0, len(shown) - 1, MAPPED).astype(int))] if len(shown) > MAPPED else shown
+        if len(shown) > 4:
+            taken = torch.from_numpy((np.cumsum(present) - 1)[rows[shown]])
+            seen = fitted.view({layer: layers[layer][taken] for layer in fitted.layers}).numpy()
+            perplexity = min(30.0, (len(shown) - 1) / 3)
+            # Barnes-Hut is not worth its trees for so few
+            xy[shown] = TSNE(init="pca", perplexity=perplexity, max_iter=300, random_state=0).fit_transform(seen)
+    for name, column in zip(("map_x", "map_y"), xy.T, strict=True):
+        predictions = predictions.append_column(name, pa.array(column, pa.float64(), mask=np.isnan(column)))
+    return predictions

@@ -1,0 +1,182 @@
+"""From a task and its recordings to clips, targets, units and splits: once a task, the same for every encoder."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from auricle.data.corpora import read_corpus
+from auricle.data.manifest import Manifest
+from auricle.data.splits import Splits, folds, split
+from auricle.embedding.extract import grid_times
+from auricle.errors import EvaluationError, ManifestError, unknown
+from auricle.evaluation.metrics import METRICS
+from auricle.evaluation.tasks.custom import is_intervals
+from auricle.evaluation.tasks.task import Task
+
+UNLABELLED = -1
+"""Code of frames outside every interval (ignored) and of classes that train has not (always wrong)."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A task's clips (N), ready for any encoder."""
+
+    task: Task
+    manifest: Manifest
+    classes: list[str]
+    """Names of classes or labels; empty for values."""
+    targets: NDArray[Any]
+    """(N,) class codes, (N, K) labels or (N,) values; for frame tasks (N,) objects, each codes on its grid."""
+    texts: list[str]
+    """(N,) targets for people; empty for frame tasks."""
+    units: list[str]
+    """(N,) names of what the interval resamples."""
+    unit: str
+    assignments: list[NDArray[Any]]
+    """(N,) of train, dev, test (or anything else: unused), one a fold."""
+    rule: str
+    split_hash: str
+
+
+def prepare(task: Task, manifest: Manifest | None = None) -> Prepared:
+    """Read a task's recordings (or take `manifest`), and check that its target can be learned and scored.
+
+    Raises `ManifestError` for columns that are not there, `EvaluationError` where there is nothing to learn: one class,
+    a class of dev or test that train lacks, an empty split.
+    """
+    manifest = read_corpus(task.corpus) if manifest is None else manifest
+    for column in (task.target, *task.where, task.unit, task.group):
+        if column is not None and column not in manifest.table.column_names:
+            raise ManifestError(unknown("column", column, manifest.labels))
+    keep = np.array([_known(value) for value in manifest.column(task.target)])
+    for column, wanted in task.where.items():
+        keep &= np.array([str(value) == wanted for value in manifest.column(column)])
+    manifest = manifest.select(keep)
+    if not len(manifest):
+        raise EvaluationError(f"task {task.name}: no clip has a value in column '{task.target}'")
+    if METRICS[task.scored_by] != task.kind:
+        raise EvaluationError(f"task {task.name}: metric {task.scored_by} cannot score {task.kind}")
+    if task.kind == "labels":
+        manifest = manifest.with_column(task.target, [sorted(_labels(value)) for value in manifest.column(task.target)])
+    made = _splits(task, manifest)
+    assignments = [part.assignment for part in made]
+    rule = made[0].rule if len(made) == 1 else f"{len(made)} folds, each tested on once: {made[0].rule}, and so on"
+    split_hash = made[0].hash if len(made) == 1 else _hash(part.hash for part in made)
+    classes, targets, texts = _targets(task, manifest, assignments)
+    unit = task.unit or task.group
+    units = [str(value) for value in manifest.column(unit or "clip_id")]
+    for assignment in assignments:
+        _check(task, assignment, classes, targets)
+    return Prepared(task, manifest, classes, targets, texts, units, unit or "clip", assignments, rule, split_hash)
+
+
+def _splits(task: Task, manifest: Manifest) -> list[Splits]:
+    columns = manifest.table.column_names
+    target = None if task.level == "frame" else task.target
+    if task.split == "folds" or (task.split == "auto" and "fold" in columns and "split" not in columns):
+        return folds(manifest, target, task.group, seed=task.seed, kind=task.kind)
+    return [split(manifest, target, task.group, task.seed, kind=task.kind)]
+
+
+def _hash(texts: Iterable[str]) -> str:
+    return hashlib.sha256("".join(texts).encode()).hexdigest()[:16]
+
+
+def _known(value: Any) -> bool:
+    return value is not None and value != "" and value == value
+
+
+def _targets(
+    task: Task, manifest: Manifest, assignments: list[NDArray[Any]]
+) -> tuple[list[str], NDArray[Any], list[str]]:
+    """Names of the classes, targets as in `Prepared`, and texts."""
+    values = manifest.column(task.target)
+    if task.level == "frame":
+        if not is_intervals(manifest.table.schema.field(task.target).type):
+            raise EvaluationError(f"task {task.name}: column '{task.target}' holds no intervals (start, end, label)")
+        classes = sorted({str(interval["label"]) for clip in values for interval in clip})
+        code = {name: index for index, name in enumerate(classes)}
+        frames = np.empty(len(values), object)
+        for row, (clip, duration) in enumerate(zip(values, manifest.durations, strict=True)):
+            frames[row] = frame_labels(clip, float(duration), code)
+        return classes, frames, []
+    if task.kind == "values":
+        try:
+            numbers = np.array([float(value) for value in values])
+        except (TypeError, ValueError):
+            wrong = next(value for value in values if not isinstance(value, int | float))
+            raise EvaluationError(
+                f"column '{task.target}': metric {task.scored_by} needs numbers, found '{wrong}'"
+            ) from None
+        return [], numbers, [repr(float(value)) for value in numbers]
+    if task.kind == "labels":
+        sets = [set(value) for value in values]
+        classes = sorted(set().union(*sets))
+        return classes, np.array([[name in labels for name in classes] for labels in sets], np.float32), [
+            ";".join(sorted(labels)) for labels in sets
+        ]  # fmt: skip
+    texts = [str(value) for value in values]
+    classes = sorted(set(texts))
+    code = {name: index for index, name in enumerate(classes)}
+    return classes, np.array([code[text] for text in texts]), texts
+
+
+def _labels(value: Any) -> set[str]:
+    parts = value.split(";") if isinstance(value, str) else value if isinstance(value, list) else [value]
+    return {str(part).strip() for part in parts if _known(part)}
+
+
+def frame_labels(intervals: list[dict[str, Any]], duration_s: float, code: dict[str, int]) -> NDArray[np.int64]:
+    """Codes on the 10 ms grid (see `grid_times`): time t has the label of the interval with start ≤ t < end.
+
+    Where intervals overlap, the one that starts last counts; outside all of them the code is -1.
+    """
+    times = np.round(grid_times(duration_s), 6)
+    labels = np.full(len(times), UNLABELLED)
+    for interval in sorted(intervals, key=lambda interval: interval["start_s"]):
+        start, end = np.searchsorted(times, np.round([interval["start_s"], interval["end_s"]], 6))
+        labels[start:end] = code[str(interval["label"])]
+    return labels
+
+
+def _check(task: Task, assignment: NDArray[Any], classes: list[str], targets: NDArray[Any]) -> None:
+    """Refuse what cannot be learned or scored."""
+    where = f"task {task.name}, column '{task.target}'"
+    for part in ("train", "dev", "test"):
+        if not (assignment == part).any():
+            raise EvaluationError(f"{where}: no clip is in {part}; splits are named train, dev and test")
+    if task.kind == "values":
+        if np.ptp(targets[assignment == "train"]) == 0:
+            raise EvaluationError(f"{where}: all values in train are equal")
+        return
+    if task.level == "frame":
+        present = {part: _frames_of(targets[assignment == part]) for part in ("train", "test")}
+        if len(present["train"]) < 2 or not len(present["test"]):
+            raise EvaluationError(f"{where}: needs frames of two classes in train, and frames in test")
+        return  # a rare phone that train lacks is counted as an error
+    if task.kind == "labels":
+        silent = [name for name, count in zip(classes, targets[assignment == "train"].sum(0), strict=True) if not count]
+        if silent:
+            raise EvaluationError(f"{where}: label '{silent[0]}' does not occur in train")
+        return
+    counts = {part: Counter(targets[assignment == part].tolist()) for part in ("train", "dev", "test")}
+    if len(counts["train"]) < 2:
+        raise EvaluationError(f"{where}: there is only one class in train, '{classes[next(iter(counts['train']))]}'")
+    for part in ("dev", "test"):
+        for absent in counts[part].keys() - counts["train"].keys():
+            raise EvaluationError(
+                f"{where}: class '{classes[absent]}' is in {part} ({counts[part][absent]} clips) but not in train; "
+                f"give it clips in train, or leave it out"
+            )
+
+
+def _frames_of(clips: NDArray[Any]) -> NDArray[np.int64]:
+    codes: NDArray[np.int64] = np.unique(np.concatenate([np.empty(0, np.int64), *clips]))
+    return np.asarray(codes[codes != UNLABELLED])

@@ -1,0 +1,275 @@
+"""Results as files: `results/<encoder>-<fingerprint>/<task>@<protocol>-v<n>.json`, predictions in a Parquet beside it.
+
+The folder is the database: tables and reports are functions of it alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+
+import auricle
+from auricle.config import Config
+from auricle.embedding.store import write_atomic
+from auricle.errors import ConfigError, EvaluationError
+from auricle.evaluation.metrics import LOWER_IS_BETTER, Kind, Outcomes, paired_bootstrap, scorer
+
+FORMAT = 1
+Style = Literal["text", "markdown", "csv", "json"]
+
+
+class Choice(Config):
+    """One row of the grid of heads, with its mean dev score over seeds (None: it diverged)."""
+
+    head: Literal["linear", "mlp"]
+    layer: int | Literal["sum"]
+    lr: float
+    dev: float | None
+
+
+class Result(Config):
+    """The score of one encoder on one task."""
+
+    format: int = FORMAT
+    auricle: str = auricle.__version__
+    """Package version that wrote it."""
+    encoder: str
+    """The name it was loaded by."""
+    fingerprint: str
+    """Of weights and front end."""
+    task: str
+    protocol: str
+    version: int
+    """Of the task under its protocol."""
+    kind: Kind
+    level: Literal["clip", "frame"]
+    target: str
+    """Column predicted."""
+    classes: list[str]
+    """Names of classes or labels, in the order of `outputs`; empty for values."""
+    metric: str
+    score: float
+    """On test, mean over seeds of the heads chosen on dev."""
+    low: float
+    """Lower end of the 95 % bootstrap interval over units."""
+    high: float
+    seeds: list[float]
+    """Test score of each seed."""
+    dev: float
+    """Mean dev score of the choice (of the choices, over folds)."""
+    chosen: list[Choice]
+    """Head, layer and learning rate chosen on dev: one, or one a fold."""
+    grid: list[Choice]
+    """All that was tried (in the first fold)."""
+    chance: float
+    """What the best constant answer scores on test."""
+    split: str
+    """The rule that split the clips."""
+    split_hash: str
+    unit: str
+    """Column the interval resamples, or `clip`."""
+    units: int
+    """Units on test."""
+    n_train: int
+    """Clips (in the first fold, as is `n_dev`)."""
+    n_dev: int
+    n_test: int
+    """Clips, over all folds."""
+    skipped: int
+    """Clips the encoder could not embed; on test they get the constant answer that is best on train."""
+    transductive: bool
+    """Whether test clips were among the recordings the encoder was pre-trained on."""
+    seconds_encode: float
+    seconds_probe: float
+    settings: str
+    """Hash of all that decides the score besides the encoder: task, clips, split, pooling and grid of heads."""
+    versions: dict[str, str]
+    """Of the libraries that matter."""
+    file: Path | None = Field(None, exclude=True)
+    """Where it was read from or written to."""
+
+    @property
+    def name(self) -> str:
+        """`task@protocol-vN`: results of one name are comparable where `split_hash` agrees, too."""
+        return f"{self.task}@{self.protocol}-v{self.version}"
+
+    def predictions(self) -> pa.Table:
+        """One row per dev and test clip: `clip_id, path, start_s, duration_s, split, unit, target, prediction, correct,
+        total, map_x, map_y, outputs`. Raises `EvaluationError`.
+        """
+        path = (self.file or Path(self.name)).with_suffix(".parquet")
+        try:
+            return pq.read_table(path)
+        except (OSError, pa.ArrowException) as error:
+            raise EvaluationError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+
+    def outcomes(self) -> Outcomes:
+        """Test outcomes, clips in order of their names, so that two encoders' agree row by row."""
+        table = self.predictions()
+        table = table.filter(pa.array([split == "test" for split in table["split"].to_pylist()]))
+        return read_outcomes(self.kind, self.classes, table.sort_by("clip_id"))
+
+
+def read_outcomes(kind: Kind, classes: Sequence[str], test: pa.Table) -> Outcomes:
+    """Outcomes from the test rows of a table of predictions."""
+    unit = np.unique(np.asarray(test["unit"].to_pylist()), return_inverse=True)[1]
+    correct, total = (np.asarray(test[name], np.float64) for name in ("correct", "total"))
+    texts = test["target"].to_pylist()
+    outputs = None
+    if kind != "classes":
+        outputs = np.asarray(test["outputs"].to_pylist(), np.float64)
+        outputs = outputs.reshape(len(texts), -1, max(len(classes), 1)).swapaxes(0, 1)  # (S, N, K)
+    if kind == "values":
+        return Outcomes(
+            unit, np.asarray(texts, np.float64), correct, total, outputs[..., 0] if outputs is not None else None
+        )
+    if kind == "labels":
+        hits = [[name in text.split(";") for name in classes] for text in texts]
+        return Outcomes(unit, np.asarray(hits, np.int64), correct, total, outputs)
+    code = {name: index for index, name in enumerate(classes)}
+    return Outcomes(unit, np.asarray([code.get(text, -1) for text in texts]), correct, total)
+
+
+def result_path(output: Path | str, encoder: str, fingerprint: str, name: str) -> Path:
+    """Where the result of a task `name` (`task@protocol-vN`) for an encoder belongs."""
+    slug = re.sub(r"[^\w.-]+", "-", encoder).strip("-.")[-100:]
+    return Path(output) / f"{slug}-{fingerprint}" / f"{name}.json"
+
+
+def write_result(result: Result, predictions: pa.Table, output: Path | str) -> Result:
+    """Write a result, its predictions first; both whole or not at all. Raises `ConfigError` where it cannot."""
+    path = result_path(output, result.encoder, result.fingerprint, result.name)
+    predictions = predictions.replace_schema_metadata({"format": str(FORMAT), "auricle": auricle.__version__})
+    write_atomic(path.with_suffix(".parquet"), lambda file: pq.write_table(predictions, file))
+    text = json.dumps(result.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+    write_atomic(path, lambda file: file.write(text.encode()))
+    return result.model_copy(update={"file": path})
+
+
+def read_result(path: Path) -> Result:
+    """Read one result. Raises `EvaluationError` when it is damaged or newer than this package."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise EvaluationError(f"{path}: cannot be read ({error}); delete it and evaluate again") from None
+    if not isinstance(values, dict) or not isinstance(values.get("format"), int):
+        raise EvaluationError(f"{path}: not a result of auricle")
+    if values["format"] > FORMAT:
+        raise EvaluationError(f"{path}: written by auricle {values.get('auricle')}; upgrade auricle to read it")
+    try:
+        return Result.parse(values | {"file": path}, str(path))
+    except ConfigError as error:
+        raise EvaluationError(f"{error}; delete it and evaluate again") from None
+
+
+def read_results(folders: Path | str | Iterable[Path | str]) -> list[Result]:
+    """All results under some folders, by path. Raises `EvaluationError` for a folder that is missing or holds none."""
+    results = []
+    for folder in [folders] if isinstance(folders, Path | str) else folders:
+        found = sorted(Path(folder).rglob("*@*-v*.json"))
+        if not found:
+            raise EvaluationError(f"{folder}: no results there; `auricle evaluate --output {folder}` writes some")
+        results += [read_result(path) for path in found]
+    return results
+
+
+def table(results: Sequence[Result], style: Style = "text") -> str:
+    """Encoders × tasks. In text and Markdown: score ± half the 95 % interval, the best of a column marked `*`, and what
+    a paired bootstrap over the same test units cannot tell from it `=`. CSV and JSON hold a row per result.
+    """
+    if style == "json":
+        return json.dumps([result.model_dump(mode="json") for result in results], indent=2, ensure_ascii=False)
+    if style == "csv":
+        return _csv(results)
+    columns: dict[tuple[str, str], list[Result]] = {}  # those scored on the same clips
+    for result in results:
+        columns.setdefault((result.name, result.split_hash), []).append(result)
+    names = list(dict.fromkeys((result.encoder, result.fingerprint) for result in results))
+    cells = {_key(result): {} for result in results}  # type: dict[tuple[str, str], dict[tuple[str, str], str]]
+    heads = []
+    for key, column in columns.items():
+        first = column[0]
+        heads.append(f"{first.task} ({first.metric.replace('_', ' ')}{' %' if _scale(first) == 100 else ''})")
+        for result, mark in zip(column, _marks(column), strict=True):
+            cells[_key(result)][key] = (
+                f"{_number(result, result.score)} ± {_number(result, (result.high - result.low) / 2)}{mark}"
+            )
+    rows = [["encoder", *heads]]
+    for name in names:
+        shown = name[0] if sum(other[0] == name[0] for other in names) == 1 else f"{name[0]} ({name[1][:6]})"
+        rows.append([shown, *(cells[name].get(key, "-") for key in columns)])
+    rows.append(["chance", *(_number(column[0], column[0].chance) for column in columns.values())])
+    notes = ["* best; = not told from the best by a paired bootstrap (95 %)"]
+    if any(result.transductive for result in results):
+        notes.append("† test clips were among those the encoder was pre-trained on")
+    return _layout(rows, style) + "\n" + "\n".join(notes)
+
+
+def _key(result: Result) -> tuple[str, str]:
+    """What tells encoders apart: name and fingerprint."""
+    return result.encoder, result.fingerprint
+
+
+def _marks(column: Sequence[Result]) -> list[str]:
+    """For each result of a column: `*` best, `=` tied with it, each with † where transductive."""
+    lower = column[0].metric in LOWER_IS_BETTER
+    best = (min if lower else max)(column, key=lambda result: result.score)
+    outcomes = best.outcomes() if len(column) > 1 else None
+    marks = []
+    for result in column:
+        mark = "*" if result is best else " "
+        if result is not best and outcomes is not None:
+            a, b = scorer(best.metric, outcomes), scorer(best.metric, result.outcomes())
+            if not paired_bootstrap(a, b, outcomes.units, lower_is_better=lower).significant:
+                mark = "="
+        marks.append(mark + ("†" if result.transductive else ""))
+    return marks
+
+
+def _scale(result: Result) -> int:
+    return 1 if result.kind == "values" else 100
+
+
+def _number(result: Result, value: float) -> str:
+    return f"{value:.3g}" if result.kind == "values" else f"{100 * value:.1f}"
+
+
+def _layout(rows: list[list[str]], style: Style) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
+    if style == "markdown":
+        rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
+        return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])
+    return "\n".join("  ".join(line).rstrip() for line in [lines[0], ["-" * width for width in widths], *lines[1:]])
+
+
+def _csv(results: Sequence[Result]) -> str:
+    columns = [
+        "encoder",
+        "fingerprint",
+        "task",
+        "protocol",
+        "version",
+        "metric",
+        "score",
+        "low",
+        "high",
+        "dev",
+        "chance",
+    ]
+    columns += ["unit", "units", "n_train", "n_dev", "n_test", "skipped", "split", "split_hash", "transductive"]
+    text = io.StringIO()
+    writer: Any = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([getattr(result, column) for column in columns] for result in results)
+    return text.getvalue().rstrip("\n")

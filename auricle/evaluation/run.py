@@ -1,0 +1,221 @@
+"""`evaluate`: encoders × tasks → results on disk. Every encoder meets the same clips, splits and seeds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import platform
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from tqdm import tqdm
+
+from auricle.data.manifest import Manifest, Sources
+from auricle.encoders.base import Encoder, Pooling
+from auricle.encoders.checkpoint import load
+from auricle.errors import EvaluationError
+from auricle.evaluation.answers import Answers, answer, outcomes, table, with_map
+from auricle.evaluation.embedder import Embedder
+from auricle.evaluation.metrics import bootstrap, chance, scorer
+from auricle.evaluation.prepare import UNLABELLED, Prepared, prepare
+from auricle.evaluation.probes.heads import Head, Layer, ProbeConfig, Trial
+from auricle.evaluation.results import Choice, Result, read_result, result_path, write_result
+from auricle.evaluation.tasks import Task, suite_tasks, task
+from auricle.evaluation.tasks.custom import custom_task
+
+log = logging.getLogger("auricle")
+
+Overwrite = Literal["always", "never", "only-missing"]
+
+
+def evaluate(
+    encoders: Sequence[str | Path | Encoder] | str | Path | Encoder,
+    *,
+    tasks: Sequence[str | Task] | None = None,
+    suite: str | None = None,
+    data: Sources | None = None,
+    target: str | None = None,
+    level: Literal["clip", "frame"] | None = None,
+    metric: str | None = None,
+    split: Literal["auto", "split", "folds"] = "auto",
+    group: str | None = None,
+    unit: str | None = None,
+    split_seed: int = 0,
+    pool: Pooling = "mean",
+    heads: Sequence[Head] = ("linear",),
+    layers: Literal["all", "last"] | Sequence[Layer] = "all",
+    lrs: Sequence[float] = (1e-3, 3e-3, 1e-2),
+    seeds: Sequence[int] = (0, 1, 2),
+    output: Path | str = "results",
+    overwrite: Overwrite = "only-missing",
+    device: torch.device | str = "auto",
+    batch_seconds: float = 120.0,
+    progress: bool = True,
+) -> list[Result]:
+    """Probe frozen encoders (or names for `load`) on tasks, a suite, or column `target` of your own `data`.
+
+    `data` is what `Manifest.open` takes; level, kind and metric follow from the column unless set (see `custom_task`),
+    the split from its columns `split` or `fold`, else from a rule that keeps the values of `group` together (see
+    `auricle.data.splits`; `split="folds"` tests every clip once). `unit` names
+    the column the interval resamples. Heads, layers, `lrs` and `seeds` make the grid of `ProbeConfig`; the choice is
+    made on dev, and test is scored once, with every seed of the choice.
+
+    Results that are there and were made with the same options are returned as they are unless `overwrite="always"`;
+    those made with others are replaced, or with `"never"` refused. Raises `AuricleError`s, one line each.
+    """
+    names = [encoders] if isinstance(encoders, str | Path | Encoder) else list(encoders)
+    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    layers = layers if isinstance(layers, str) else tuple(layers)
+    probe = ProbeConfig.parse({"heads": tuple(heads), "layers": layers, "lrs": tuple(lrs), "seeds": tuple(seeds)})
+    if data is None:
+        chosen = [name if isinstance(name, Task) else task(name) for name in tasks or ()]
+        chosen += suite_tasks(suite) if suite else []
+        if not chosen or target is not None:
+            raise EvaluationError("nothing to evaluate: give tasks, a suite, or data with the target column")
+        prepared = [prepare(record) for record in chosen]
+    elif target is None or tasks or suite:
+        raise EvaluationError("data needs a target, the column to predict, and neither tasks nor a suite")
+    else:
+        manifest = Manifest.open(data)
+        record = custom_task(
+            manifest, target, name=_name(data, target), level=level, metric=metric, split=split, group=group, unit=unit,
+            seed=split_seed,
+        )  # fmt: skip
+        prepared = [prepare(record, manifest)]
+    for ready in prepared:
+        log.info("%s: %d clips, split %s (%s)", ready.task.name, len(ready.manifest), ready.rule, ready.split_hash)
+    results = []
+    with tqdm(total=len(names) * len(prepared), unit="score", desc="evaluate", disable=not progress) as bar:
+        for name in names:
+            encoder = name.to(place) if isinstance(name, Encoder) else load(name, place)
+            embedder = Embedder(encoder, pool, batch_seconds)
+            fingerprint = encoder.fingerprint()
+            for ready in prepared:
+                bar.set_postfix_str(f"{embedder.name} {ready.task.name}")
+                settings = _settings(ready, probe, pool)
+                there = _find(output, embedder.name, fingerprint, ready.task, settings, overwrite)
+                results.append(there or _evaluate(embedder, fingerprint, ready, probe, settings, output))
+                bar.update()
+    return results
+
+
+def _name(data: Any, target: str) -> str:
+    """A name for a person's own task: the first source's and the column's."""
+    first = data if isinstance(data, str | Path | Manifest) else next(iter(data))
+    stem = "data" if isinstance(first, Manifest) else Path(first).resolve().stem
+    return re.sub(r"[^\w.-]+", "-", f"{stem}-{target}")
+
+
+def _settings(ready: Prepared, probe: ProbeConfig, pool: Pooling) -> str:
+    """Hash of all that decides a score besides the encoder."""
+    record = asdict(ready.task) | {"where": dict(ready.task.where)}
+    parts = [record, pool, probe.model_dump(mode="json"), ready.manifest.content_hash(), ready.split_hash]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _find(
+    output: Path | str, encoder: str, fingerprint: str, record: Task, settings: str, overwrite: Overwrite
+) -> Result | None:
+    """The result that is there, if it may stand for the one asked for."""
+    path = result_path(output, encoder, fingerprint, record.label)
+    if overwrite == "always" or not path.exists():
+        return None
+    result = read_result(path)
+    if result.settings == settings and path.with_suffix(".parquet").exists():
+        return result
+    if overwrite == "never":
+        raise EvaluationError(f"{path}: was made with other options or clips; choose another output folder")
+    log.info("%s: was made with other options or clips, and is replaced", path)
+    return None
+
+
+def _evaluate(
+    embedder: Embedder, fingerprint: str, ready: Prepared, probe: ProbeConfig, settings: str, output: Path | str
+) -> Result:
+    """Probe one encoder on one task, and write the result."""
+    record, started, encoded = ready.task, time.monotonic(), embedder.seconds
+    folds = [answer(embedder, ready, assignment, probe) for assignment in ready.assignments]
+    probed = time.monotonic() - started
+    tests = [fold.test for fold in folds]
+    score, units = (
+        scorer(record.scored_by, outcomes(ready, tests)),
+        len({ready.units[r] for t in tests for r in t.rows}),
+    )
+    low, high = bootstrap(score, units)
+    seeds = []
+    for seed in range(len(probe.seeds)):
+        one = outcomes(ready, tests, slice(seed, seed + 1))
+        seeds.append(float(scorer(record.scored_by, one)(np.ones((1, units)))[0]))
+    first = ready.assignments[0]
+    result = Result(
+        encoder=embedder.name,
+        fingerprint=fingerprint,
+        task=record.name,
+        protocol=record.protocol,
+        version=record.version,
+        kind=record.kind,
+        level=record.level,
+        target=record.target,
+        classes=ready.classes,
+        metric=record.scored_by,
+        score=float(score(np.ones((1, units)))[0]),
+        low=low,
+        high=high,
+        seeds=seeds,
+        dev=float(np.mean([np.mean(fold.fitted.choice.dev) for fold in folds])),
+        chosen=[_choice(fold.fitted.choice) for fold in folds],
+        grid=[_choice(trial) for trial in folds[0].fitted.trials],
+        chance=_chance(ready, tests),
+        split=ready.rule,
+        split_hash=ready.split_hash,
+        unit=ready.unit,
+        units=units,
+        n_train=int((first == "train").sum()),
+        n_dev=int((first == "dev").sum()),
+        n_test=sum(len(test.rows) for test in tests),
+        skipped=max(fold.skipped for fold in folds),
+        transductive=_heard(embedder.encoder, ready, tests),
+        seconds_encode=embedder.seconds - encoded,
+        seconds_probe=probed - (embedder.seconds - encoded),
+        settings=settings,
+        versions={"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+    )
+    parts = [("test", test) for test in tests] + [("dev", folds[0].dev)] * (len(folds) == 1)
+    predictions = pa.concat_tables([table(ready, part, answers) for part, answers in parts])
+    return write_result(result, with_map(predictions, embedder, ready, folds[0].fitted), output)
+
+
+def _choice(trial: Trial) -> Choice:
+    dev = float(np.mean(trial.dev))
+    return Choice(head=trial.head, layer=trial.layer, lr=trial.lr, dev=dev if math.isfinite(dev) else None)
+
+
+def _chance(ready: Prepared, tests: list[Answers]) -> float:
+    targets = ready.targets[np.concatenate([test.rows for test in tests])]
+    if ready.task.level == "frame":
+        targets = np.concatenate(list(targets))
+        targets = targets[targets != UNLABELLED]
+    return chance(ready.task.scored_by, targets)
+
+
+def _heard(encoder: Encoder, ready: Prepared, tests: list[Answers]) -> bool:
+    """Whether the encoder's run (its folder holds a manifest) was pre-trained on any of the test recordings."""
+    if encoder.name.startswith("untrained:"):
+        return False
+    folders = [Path(encoder.name), *Path(encoder.name).parents[:2]] if encoder.name else []
+    for manifest in (folder / "manifest.parquet" for folder in folders):
+        if manifest.is_file():
+            paths = ready.manifest.column("path")
+            heard = set(pq.read_table(manifest, columns=["path"])["path"].to_pylist())
+            return any(paths[row] in heard for test in tests for row in test.rows)
+    return False

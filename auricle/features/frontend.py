@@ -1,0 +1,185 @@
+"""The whole way from waveforms to what a network reads, in one flat configuration."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from auricle.config import Config
+from auricle.features.deltas import add_deltas
+from auricle.features.fbank import KaldiFbank, Scale
+from auricle.features.melspec import DecibelSpectrogram, LogSpectrogram
+from auricle.features.mfcc import KaldiMfcc
+from auricle.features.normalize import frame_mask, normalize_utterance, set_level
+from auricle.features.spectrum import MelNorm, Window, as_float
+
+MAX_N_FFT = 1 << 16
+
+
+class FrontEndConfig(Config):
+    """What becomes of a waveform: level, spectrogram, deltas, normalisation, stacking, in this order."""
+
+    kind: Literal["kaldi", "mfcc", "stft", "linear"] = "kaldi"
+    """`kaldi`: Kaldi's log-mel filter bank; `mfcc`: Kaldi's cepstra; `stft`: log-mel of the centred STFT (n_mels 0: its
+    linear bins); `linear`: pre-emphasised magnitudes in decibels, scaled to [0, 1]."""
+    sample_rate: int = Field(16000, ge=1000)
+    """Hz."""
+    n_mels: int = Field(80, ge=0, le=1024)
+    """Mel bands; not for `linear`."""
+    window_ms: float = Field(25.0, gt=0)
+    """Window, milliseconds, cut to whole samples."""
+    hop_ms: float = Field(10.0, gt=0)
+    """From one frame to the next, milliseconds, cut to whole samples."""
+    window: Window | None = None
+    """Window function; None: `povey` for Kaldi's kinds, `hann` for the others."""
+    n_fft: int | None = Field(None, ge=2, le=MAX_N_FFT)
+    """Transform size of `stft` and `linear`, samples; None: the window. Kaldi's kinds take the next power of two."""
+    low_hz: float | None = Field(None, ge=0)
+    """Lower edge of the mel bands; None: 20 for Kaldi's kinds, 0 for `stft`."""
+    high_hz: float = Field(0.0, ge=0)
+    """Upper edge of the mel bands; 0: half the sample rate."""
+    mel_scale: Literal["htk", "slaney"] = "htk"
+    """Mel scale of `stft`; `slaney` is librosa's default."""
+    mel_norm: MelNorm = "none"
+    """Area norm of the mel triangles of `stft`; `slaney` is librosa's default."""
+    power: Literal[1, 2] = 2
+    """Mel bands sum magnitudes (1) or powers (2)."""
+    log_floor: float = Field(1e-10, gt=0)
+    """Added to the energies of `stft` before the logarithm. Kaldi's kinds floor at float32's epsilon instead."""
+    scale: Scale = "int16"
+    """Kaldi's kinds: samples as Kaldi reads them (`int16`, [-1, 1] times 32768) or as they are (`unit`)."""
+    level_db: float | None = Field(None, ge=-100, le=0)
+    """Bring each clip to this RMS level first, dB re 1; None: leave it."""
+    n_ceps: int = Field(13, ge=1)
+    """Cepstral coefficients of `mfcc`, the zeroth included."""
+    use_energy: bool = False
+    """`mfcc`: the frame's log energy in place of coefficient 0."""
+    deltas: int = Field(0, ge=0, le=2)
+    """Append slopes over time (1), and theirs (2)."""
+    normalize: Literal["utterance", "none"] = "utterance"
+    """Each channel to mean 0 and variance 1 over the frames that are given: in training the crop, else the clip."""
+    stack: int = Field(1, ge=1, le=64)
+    """Consecutive frames joined into one step; a remainder at the end is dropped."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        kaldi = self.kind in ("kaldi", "mfcc")
+        nyquist = self.sample_rate / 2
+        low, high = self.lowest_hz, self.high_hz or nyquist
+        if self.window_size < 2 or self.hop_size < 1:
+            raise ValueError(f"window_ms and hop_ms: shorter than two and one samples at {self.sample_rate} Hz")
+        if self.window_size > MAX_N_FFT:
+            raise ValueError(f"window_ms: {self.window_ms:g} ms is more than {MAX_N_FFT} samples")
+        if kaldi and self.n_fft is not None:
+            raise ValueError(f"n_fft: kind '{self.kind}' takes the power of two above its window; leave n_fft out")
+        if self.n_fft is not None and self.n_fft < self.window_size:
+            raise ValueError(f"n_fft: {self.n_fft} is less than the window's {self.window_size} samples")
+        if not kaldi and self.window == "povey":
+            raise ValueError(f"window: 'povey' is Kaldi's; kind '{self.kind}' takes 'hann' or 'hamming'")
+        if self.kind != "linear" and not low < high <= nyquist:
+            raise ValueError(f"low_hz, high_hz: bands from {low:g} to {high:g} Hz do not fit in 0 to {nyquist:g} Hz")
+        if kaldi and self.n_mels == 0:
+            raise ValueError(f"n_mels: kind '{self.kind}' needs at least one")
+        if self.kind == "mfcc" and self.n_ceps > self.n_mels:
+            raise ValueError(f"n_ceps: {self.n_ceps} coefficients cannot come of {self.n_mels} mel bands")
+        return self
+
+    @property
+    def window_size(self) -> int:
+        """The window in samples."""
+        return int(self.sample_rate * self.window_ms / 1000)
+
+    @property
+    def hop_size(self) -> int:
+        """The hop in samples, before stacking."""
+        return int(self.sample_rate * self.hop_ms / 1000)
+
+    @property
+    def lowest_hz(self) -> float:
+        """Lower edge of the mel bands, Hz."""
+        return self.low_hz if self.low_hz is not None else 20.0 if self.kind in ("kaldi", "mfcc") else 0.0
+
+
+class FrontEnd(nn.Module):
+    """Waveforms (B, S) in [-1, 1] to features (B, T, dim), a step every `hop` samples; it has no weights.
+
+    A clip gives the same features alone and in any batch. `offset` is where the centre of step 0 stands, in samples,
+    sample i filling [i, i + 1): half the window for Kaldi's kinds, whose frame 0 fills [0, window); 0 for the centred
+    ones; with stacking, the centre of the stack. Computes in float32 (float64 if given), inside autocast too.
+    """
+
+    def __init__(self, config: FrontEndConfig):
+        super().__init__()
+        self.config = config
+        self.spectrogram = _spectrogram(config)
+        self.sample_rate = config.sample_rate
+        self.hop = config.hop_size * config.stack
+        first = config.window_size / 2 if config.kind in ("kaldi", "mfcc") else 0.0
+        self.offset = first + config.hop_size * (config.stack - 1) / 2
+        self.dim = self.spectrogram.dim * (1 + config.deltas) * config.stack
+
+    def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Waveforms (B, S), zero past their lengths (B,) in samples, to x (B, T, dim) and lengths (B,) in steps.
+
+        x is zero past each clip's steps; T is at least 1. A clip too short for one step has length 0.
+        """
+        config = self.config
+        waveforms = as_float(waveforms)
+        if config.level_db is not None:
+            waveforms = set_level(waveforms, lengths, config.level_db)
+        x, lengths = self.spectrogram(waveforms, lengths)
+        x = add_deltas(x, lengths, config.deltas)
+        if config.normalize == "utterance":
+            x = normalize_utterance(x, lengths)
+        if config.stack > 1:
+            x, lengths = stack_frames(x, lengths, config.stack)
+        return torch.where(frame_mask(x, lengths), x, 0), lengths
+
+    def extra_repr(self) -> str:
+        """Shown by `print(front_end)`."""
+        return f"kind={self.config.kind}, sample_rate={self.sample_rate}, hop={self.hop}, dim={self.dim}"
+
+
+def stack_frames(x: Tensor, lengths: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """`count` consecutive frames of x (B, T, F) into one step (B, max(T // count, 1), count F); drops the remainder."""
+    x = F.pad(x, (0, 0, 0, max(0, count - x.shape[1])))
+    steps = x.shape[1] // count
+    return x[:, : steps * count].reshape(len(x), steps, count * x.shape[2]), lengths // count
+
+
+def _spectrogram(config: FrontEndConfig) -> KaldiFbank | KaldiMfcc | LogSpectrogram | DecibelSpectrogram:
+    size, hop = config.window_size, config.hop_size
+    if config.kind in ("kaldi", "mfcc"):
+        fbank = KaldiFbank(
+            config.sample_rate,
+            config.n_mels,
+            size,
+            hop,
+            config.window or "povey",
+            config.lowest_hz,
+            config.high_hz,
+            config.scale,
+            config.power,
+        )
+        return fbank if config.kind == "kaldi" else KaldiMfcc(fbank, config.n_ceps, use_energy=config.use_energy)
+    n_fft, window = config.n_fft or size, config.window or "hann"
+    if config.kind == "linear":
+        return DecibelSpectrogram(n_fft, size, hop, window)
+    return LogSpectrogram(
+        config.sample_rate,
+        config.n_mels,
+        n_fft,
+        size,
+        hop,
+        window,
+        config.lowest_hz,
+        config.high_hz,
+        config.mel_scale,
+        config.mel_norm,
+        config.power,
+        config.log_floor,
+    )

@@ -1,0 +1,242 @@
+"""Results arranged for a reader: tasks in columns, what wins, what cannot be told apart, and the sentence on top."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import PurePath
+
+from matplotlib.ticker import MaxNLocator
+
+from auricle.encoders import BASELINES
+from auricle.errors import EvaluationError
+from auricle.evaluation.metrics import LOWER_IS_BETTER, Outcomes, paired_bootstrap, scorer
+from auricle.evaluation.results import Choice, Result
+from auricle.evaluation.tasks import TASKS
+
+LOG_MEL, TWIN = "fbank", "untrained:"
+
+
+@dataclass(frozen=True)
+class Column:
+    """Results of one task on the same test clips, by the names that encoders are shown under."""
+
+    title: str
+    rows: dict[str, Result]
+
+    @cached_property
+    def first(self) -> Result:
+        """Any of the results, for what they share."""
+        return next(iter(self.rows.values()))
+
+    @cached_property
+    def lower_is_better(self) -> bool:
+        """Whether the metric is an error."""
+        return self.first.metric in LOWER_IS_BETTER
+
+    @cached_property
+    def best(self) -> str:
+        """The encoder with the best score."""
+        return (min if self.lower_is_better else max)(self.rows, key=lambda name: self.rows[name].score)
+
+    @cached_property
+    def marks(self) -> dict[str, str]:
+        """`best`, `tie` (not told from the best) or nothing, for every encoder; nothing where there is one alone."""
+        if len(self.rows) == 1:
+            return dict.fromkeys(self.rows, "")
+        return {
+            name: "best" if name == self.best else "" if self.compare(self.best, name) else "tie" for name in self.rows
+        }
+
+    def compare(self, a: str, b: str) -> int:
+        """1 where encoder `a` beats `b` by a paired bootstrap over test units (95 %), -1 where it loses, else 0."""
+        one, other = self._outcomes[a], self._outcomes[b]
+        if one.units != other.units:
+            raise EvaluationError(
+                f"{self.rows[b].file}: has other test units than {self.rows[a].file}; evaluate it again"
+            )
+        metric = self.first.metric
+        gap = paired_bootstrap(
+            scorer(metric, one), scorer(metric, other), one.units, lower_is_better=self.lower_is_better
+        )
+        return 0 if not gap.significant else 1 if gap.mean > 0 else -1
+
+    @cached_property
+    def _outcomes(self) -> dict[str, Outcomes]:
+        return {name: row.outcomes() for name, row in self.rows.items()}
+
+    @property
+    def metric(self) -> str:
+        """The metric's name and unit, for a column's head."""
+        return self.first.metric.replace("_", " ") + ("" if self.first.kind == "values" else " in %")
+
+    @property
+    def remark(self) -> str:
+        """What is measured, and over what the interval goes."""
+        first = self.first
+        record = TASKS.get(first.task)
+        measures = f"{record.measures[:1].upper()}{record.measures[1:]}. " if record and record.measures else ""
+        direction = " (lower is better)" if self.lower_is_better else ""
+        units = "" if first.unit == "clip" else f"; intervals over column {first.unit} ({first.units})"
+        return f"{measures}{self.metric[:1].upper()}{self.metric[1:]}{direction} on {first.n_test:,} test clips{units}."
+
+    def number(self, value: float) -> str:
+        """A score as it is shown."""
+        return f"{value:.3g}" if self.first.kind == "values" else f"{100 * value:.1f}"
+
+    def tick(self, value: float) -> str:
+        """A tick as it is labelled."""
+        return f"{value if self.first.kind == 'values' else 100 * value:g}"
+
+    def interval(self, name: str) -> str:
+        """The 95 % interval of an encoder's score."""
+        return f"{self.number(self.rows[name].low)} – {self.number(self.rows[name].high)}"
+
+    @cached_property
+    def ticks(self) -> list[float]:
+        """Round values from below all that the chart of intervals shows to above it."""
+        values = [self.first.chance, *(value for row in self.rows.values() for value in (row.low, row.high, row.score))]
+        low, high = min(values), max(values)
+        margin = 0.04 * (high - low or 1.0)
+        low, high = low - margin, high + margin
+        if self.first.kind != "values":
+            low, high = max(low, 0.0), min(high, 1.0)
+        return [float(tick) for tick in MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)]
+
+    def at(self, value: float) -> float:
+        """Where a value stands in the chart, in percent of its width."""
+        return round(100 * (value - self.ticks[0]) / (self.ticks[-1] - self.ticks[0]), 2)
+
+
+@dataclass(frozen=True)
+class Board:
+    """All results: encoders, as they are shown, in rows, and tasks in columns."""
+
+    encoders: dict[str, str]
+    """Shown name → the name the encoder was loaded by."""
+    columns: list[Column]
+
+    @property
+    def any_seen(self) -> bool:
+        """Whether any test clip was heard in pre-training."""
+        return any(row.transductive for column in self.columns for row in column.rows.values())
+
+
+def arrange(results: Sequence[Result]) -> Board:
+    """Results as a board; the pre-trained encoders first, then baselines and untrained twins."""
+    full = list(dict.fromkeys((result.encoder, result.fingerprint) for result in results))
+    full.sort(key=lambda name: (not _pretrained(name[0]), name[0] not in BASELINES))
+    shown = _shown_names(full)
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        groups.setdefault((result.name, result.split_hash), []).append(result)
+    columns = []
+    for (name, split_hash), group in groups.items():
+        title = group[0].task
+        if sum(other[0].task == title for other in groups.values()) > 1:
+            title = f"{name} on split {split_hash[:6]}"
+        rows = {shown[result.encoder, result.fingerprint]: result for result in group}
+        columns.append(Column(title, {name: rows[name] for name in shown.values() if name in rows}))
+    return Board({shown[name]: name[0] for name in full}, columns)
+
+
+def sentences(board: Board) -> list[str]:
+    """The result in words: first how pre-trained encoders do against log-mel, then their twins, and what is best."""
+    pretrained = [shown for shown, name in board.encoders.items() if _pretrained(name)]
+    log_mel = next((shown for shown, name in board.encoders.items() if name == LOG_MEL), None)
+    told = []
+    if log_mel:
+        told = [_against(board, encoder, log_mel, "log-mel", "The pre-trained encoder ") for encoder in pretrained]
+    wins = {name: [column.title for column in board.columns if column.best == name] for name in board.encoders}
+    ranked = sorted((name for name in wins if wins[name]), key=lambda name: -len(wins[name]))
+    best = "Best scores: " + "; ".join(f"{name} on {_listed(wins[name])}" for name in ranked) + "."
+    if not any(told) and len(board.encoders) > 1:
+        told = [f"{ranked[0]} scores best on {len(wins[ranked[0]])} of {_count(len(board.columns), 'task')}."]
+    elif len(board.encoders) == 1:
+        told, best = [f"{ranked[0]}, measured on {_count(len(board.columns), 'task')}."], ""
+    for encoder in pretrained:
+        twin = next((shown for shown, name in board.encoders.items() if name == TWIN + board.encoders[encoder]), None)
+        if twin:
+            told.append(_against(board, encoder, twin, "its own untrained network", ""))
+    return [sentence for sentence in [*told, best] if sentence]
+
+
+def details(board: Board) -> list[tuple[str, list[tuple[str, str]], str]]:
+    """(title, facts, text) of each column: all that is needed to repeat its scores."""
+    found = []
+    for column in board.columns:
+        first = column.first
+        record = TASKS.get(first.task)
+        facts = [
+            ("Target", f"{first.target} ({first.kind}, by {first.level})"),
+            ("Split", f"{first.split} (hash {first.split_hash})"),
+            ("Clips", f"{first.n_train:,} train, {first.n_dev:,} dev, {first.n_test:,} test"),
+            ("Interval", f"95 % bootstrap over {_count(first.units, first.unit)}"),
+            ("Chance", column.number(first.chance)),
+        ]
+        if record and record.leaks:
+            facts.append(("What flatters", record.leaks))
+        facts += [(name, _provenance(column, row)) for name, row in column.rows.items()]
+        found.append((f"Task {first.name}", facts, ""))
+    return found
+
+
+def _provenance(column: Column, row: Result) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in {"auricle": row.auricle, **row.versions}.items())
+    seeds = ", ".join(column.number(score) for score in row.seeds)
+    skipped = f"; {_count(row.skipped, 'clip')} skipped" if row.skipped else ""
+    return (
+        f"{row.encoder}, fingerprint {row.fingerprint}; test {column.number(row.score)} (seeds {seeds}), "
+        f"dev {column.number(row.dev)}; {'; '.join(dict.fromkeys(map(_choice, row.chosen)))}{skipped}; "
+        f"{row.seconds_encode:.1f} s encoding, {row.seconds_probe:.1f} s probing; {versions}"
+    )
+
+
+def _choice(choice: Choice) -> str:
+    layer = "sum of layers" if choice.layer == "sum" else f"layer {choice.layer}"
+    return f"{choice.head} head on {layer}, learning rate {choice.lr:g}"
+
+
+def _against(board: Board, a: str, b: str, rival: str, subject: str) -> str:
+    """How `a` does against `b` in one sentence; empty without a common task."""
+    tasks: dict[int, list[str]] = {1: [], 0: [], -1: []}
+    for column in board.columns:
+        if a in column.rows and b in column.rows:
+            tasks[column.compare(a, b)].append(column.title)
+    count = sum(map(len, tasks.values()))
+    if not count:
+        return ""
+    ties = [f"ties with it on {_listed(tasks[0])}"] if tasks[0] else []
+    losses = [f"loses on {_listed(tasks[-1])}"] if tasks[-1] else []
+    if tasks[1]:
+        return f"{subject}{a} {_joined([f'beats {rival} on {_listed(tasks[1])}', *ties, *losses])}."
+    nowhere = "on any task" if count > 1 else f"on {(tasks[0] + tasks[-1])[0]}"
+    return f"{subject}{a} does not beat {rival} {nowhere}: it {_joined([*ties, *losses])}."
+
+
+def _pretrained(name: str) -> bool:
+    return name not in BASELINES and not name.startswith(TWIN)
+
+
+def _shown_names(full: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """Names without their folders where these do not tell them apart; with the fingerprint where nothing else does."""
+    short = {name: f"{TWIN if name[0].startswith(TWIN) else ''}{PurePath(name[0]).name}" for name in full}
+    shown = {name: short[name] if _once(short[name], short.values()) else name[0] for name in full}
+    return {name: shown[name] if _once(shown[name], shown.values()) else f"{name[0]} ({name[1][:6]})" for name in full}
+
+
+def _once(name: str, names: Iterable[str]) -> bool:
+    return list(names).count(name) == 1
+
+
+def _listed(names: Sequence[str]) -> str:
+    return _joined(names) if len(names) <= 4 else f"{len(names)} tasks"
+
+
+def _joined(parts: Sequence[str]) -> str:
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,108 @@
+"""The encoder contract: layers, pooling, fingerprints, and one recording in Python."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from auricle.config import Config
+from auricle.encoders.base import Encoder, Frames, choose_layers, combine_layers, pool_frames
+from auricle.errors import AudioError, ConfigError
+
+
+class BlockConfig(Config):
+    width: int = 4
+
+
+class Blocks(Encoder):
+    """Frames of 100 samples; layer l multiplies them by a weight l + 1 times."""
+
+    family = "blocks"
+    config: BlockConfig
+
+    def __init__(self, config: BlockConfig):
+        super().__init__()
+        self.config, self.sample_rate, self.hop, self.offset = config, 1000, 100, 50.0
+        self.dims = (config.width,) * 3
+        self.weight = nn.Parameter(torch.arange(1.0, config.width + 1))
+        self.dropout = nn.Dropout(0.5)
+
+    def features(self, waveforms, lengths):
+        frames = waveforms[:, : waveforms.shape[1] // 100 * 100].unflatten(1, (-1, 100)).mean(2)
+        return frames[:, :, None], lengths // 100
+
+    def encode(self, x, lengths, *, layers=None):
+        states = [self.dropout(x * self.weight**power) for power in (1, 2, 3)]
+        return Frames(states if layers is None else [states[layer] for layer in layers], lengths)
+
+
+@pytest.fixture
+def encoder():
+    return Blocks(BlockConfig())
+
+
+@pytest.mark.parametrize(
+    ("layers", "chosen"), [("last", [3]), ("all", [0, 1, 2, 3]), ("mean", [0, 1, 2, 3]), ([-1, 0, 2], [3, 0, 2])]
+)
+def test_layers_are_chosen_by_word_or_number(layers, chosen):
+    assert choose_layers(layers, (8, 8, 8, 8)) == chosen
+
+
+@pytest.mark.parametrize("layer", [4, -5])
+def test_a_layer_that_is_not_there_is_refused(layer):
+    with pytest.raises(ConfigError, match=f"{layer} is not among this encoder's layers 0 to 3"):
+        choose_layers([layer], (8, 8, 8, 8))
+
+
+def test_combined_layers():
+    states = [torch.full((5, 2), value) for value in (1.0, 3.0)]
+    assert torch.equal(combine_layers(states, "mean"), torch.full((5, 2), 2.0))
+    assert combine_layers(states, "all").shape == (2, 5, 2)
+    assert torch.equal(combine_layers(states[1:], "last"), states[1])
+
+
+def test_pooling_equals_numpy_over_true_frames_and_ignores_the_rest():
+    hidden, lengths = torch.randn(4, 9, 5, generator=torch.Generator().manual_seed(0)), [9, 1, 4, 6]
+    for clip, length in enumerate(lengths):
+        hidden[clip, length:] = torch.nan  # frames past a clip's end are undefined
+    pooled = pool_frames(hidden, torch.tensor(lengths), "meanstd").numpy()
+    for clip, length in enumerate(lengths):
+        frames = hidden[clip, :length].double().numpy()
+        np.testing.assert_allclose(pooled[clip], np.concatenate([frames.mean(0), frames.std(0)]), atol=1e-6)
+    np.testing.assert_array_equal(pool_frames(hidden, torch.tensor(lengths), "mean").numpy(), pooled[:, :5])
+
+
+def test_one_recording(encoder):
+    audio = np.repeat(np.arange(1, 7, dtype=np.float32) / 10, 100)  # six frames: .1, .2, ...
+    weight = np.arange(1.0, 5.0)
+    expected = np.arange(1, 7)[:, None] / 10 * weight**3
+    np.testing.assert_allclose(encoder.frames(audio, 1000), expected, rtol=1e-5)
+    np.testing.assert_allclose(encoder.frames(audio, 1000, layers=[0])[0], expected / weight**2, rtol=1e-5)
+    assert encoder.frames(audio, 1000, layers="all").shape == (3, 6, 4)
+    np.testing.assert_allclose(encoder.clip(audio, 1000), expected.mean(0), rtol=1e-5)
+    both = encoder.clip(audio, 1000, layers="all", pool="meanstd")
+    np.testing.assert_allclose(both[2], np.concatenate([expected.mean(0), expected.std(0)]), rtol=1e-4)
+    assert encoder.training  # dropout was off for it, and is on again
+
+
+def test_audio_shorter_than_a_frame_is_refused(encoder):
+    with pytest.raises(AudioError, match="shorter than one frame"):
+        encoder.frames(np.full(99, 0.1, np.float32), 1000)
+
+
+def test_fingerprint_follows_weights_and_config_but_not_the_name(encoder):
+    twin = Blocks(BlockConfig())
+    twin.name = "elsewhere"
+    assert twin.fingerprint() == encoder.fingerprint()
+    with torch.no_grad():
+        twin.weight[2] += 1e-6
+    assert twin.fingerprint() != encoder.fingerprint()
+    assert Blocks(BlockConfig(width=5)).fingerprint() != encoder.fingerprint()
+
+
+def test_fingerprint_reads_scalars_and_half_precision():
+    first, second = Blocks(BlockConfig()), Blocks(BlockConfig())
+    for encoder, count in ((first, 1), (second, 2)):
+        encoder.register_buffer("count", torch.tensor(count))
+        encoder.to(torch.bfloat16)
+    assert first.fingerprint() != second.fingerprint()

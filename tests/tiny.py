@@ -1,0 +1,146 @@
+"""A run small enough for tests of the loop: a linear autoencoder over frames, with dropout so that draws matter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import soundfile
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+import auricle.encoders
+import auricle.methods
+from auricle.config import Config, edit
+from auricle.data.batching import Batch, DataNeeds
+from auricle.encoders.base import Encoder, Frames
+from auricle.methods.base import Method, RunConfig, Step
+from auricle.training.loop import pretrain
+
+RATE, HOP = 8000, 80
+
+
+class TinyEncoderConfig(Config):
+    dim: int = 6
+
+
+class TinyEncoder(Encoder):
+    family = "tiny"
+    config: TinyEncoderConfig
+
+    def __init__(self, config: TinyEncoderConfig):
+        super().__init__()
+        self.config = config
+        self.sample_rate, self.hop, self.offset, self.dims = RATE, HOP, (HOP - 1) / 2, (HOP, config.dim)
+        self.norm = nn.LayerNorm(HOP)
+        self.project = nn.Linear(HOP, config.dim)
+
+    def features(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        return waveforms.unfold(1, HOP, HOP), lengths // HOP  # (B, T, HOP)
+
+    def encode(self, x: Tensor, lengths: Tensor, *, layers: object = None) -> Frames:
+        states = [x, self.project(self.norm(x))]
+        return Frames(states if layers is None else [states[layer] for layer in layers], lengths)
+
+
+class TinyObjective(Config):
+    dropout: float = Field(0.2, ge=0, lt=1)
+    sick: tuple[int, ...] = ()
+    """Steps whose loss is NaN."""
+    pictures: bool = False
+    """Drawing them takes longer than the rest of a test."""
+
+
+class TinyMethod(Method):
+    """Reconstruct each frame from its 6 dimensions, with dropout on the input; a teacher follows the projection."""
+
+    def __init__(self, run: TinyRun):
+        super().__init__()
+        self.encoder = TinyEncoder(run.encoder)
+        self.needs = DataNeeds(sample_rate=RATE, crop_s=0.5, min_s=0.05)
+        self.decoder = nn.Linear(run.encoder.dim, HOP)
+        self.tied = self.decoder.weight  # one weight under two names
+        self.dropout = nn.Dropout(run.objective.dropout)
+        self.register_buffer("teacher", torch.zeros(run.encoder.dim, HOP))
+        self.register_buffer("scale", torch.zeros(()))
+        self.register_buffer("steps_seen", torch.zeros((), dtype=torch.int64))
+        self.sick, self.pictures = run.objective.sick, run.objective.pictures
+
+    def prepare(self, batches) -> None:
+        self.scale.fill_(next(iter(batches)).waveforms.std())
+
+    def forward(self, batch: Batch) -> Step:
+        x, lengths = self.encoder.features(batch.waveforms, batch.lengths)  # (B, T, HOP)
+        valid = torch.arange(x.shape[1], device=x.device) < lengths[:, None]  # (B, T)
+        out = self.decoder(self.encoder.encode(self.dropout(x), lengths).hidden_states[-1])
+        count = valid.sum() * HOP
+        error = ((out - x).float() / self.scale).square().masked_fill(~valid[..., None], 0).sum()
+        trivial = (x.float() / self.scale).square().masked_fill(~valid[..., None], 0).sum() / count
+        loss = error / count
+        if self.training and int(self.steps_seen) + 1 in self.sick:
+            loss = loss * torch.nan
+        return Step(loss, count, {"trivial": trivial})
+
+    def on_optimizer_step(self, step: int) -> None:
+        self.steps_seen.fill_(step)
+        self.teacher.lerp_(self.encoder.project.weight.detach(), 0.1)
+
+    def visualize(self, batch: Batch) -> dict[str, Tensor]:
+        if not self.pictures:
+            return {}
+        return {"target": self.encoder.features(batch.waveforms, batch.lengths)[0][0].cpu()}
+
+
+class TinyRun(RunConfig):
+    method: ClassVar[str] = "tiny"
+    preset: str = "tiny"
+    encoder: TinyEncoderConfig = TinyEncoderConfig()
+    objective: TinyObjective = TinyObjective()
+
+    def build(self) -> TinyMethod:
+        return TinyMethod(self)
+
+
+def tiny_run(**changes) -> TinyRun:
+    base = {
+        "train": {
+            "steps": 30,
+            "lr": 0.02,
+            "log_every": 4,
+            "valid_every": 10,
+            "checkpoint_every": 6,
+            "precision": "fp32",
+        },
+        "data": {"batch_seconds": 3.0, "valid_fraction": 0.1},
+    }
+    return edit(edit(TinyRun(), **base), **changes)
+
+
+def register() -> None:
+    """Make `tiny` known, as a line in the tables would."""
+    auricle.encoders.FAMILIES["tiny"] = "tiny:TinyEncoder"
+    auricle.methods.METHODS["tiny"] = "tiny:TinyRun"
+
+
+def write_corpus(folder: Path, clips: int = 24) -> Path:
+    """Noisy tones of 0.2 to 0.9 s; three pitches, which six dimensions can hold."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(clips):
+        t = np.arange(int(RATE * (0.2 + 0.03 * i))) / RATE
+        wave = 0.3 * np.sin(2 * np.pi * (130, 310, 570)[i % 3] * t) + 0.05 * rng.standard_normal(len(t))
+        soundfile.write(folder / f"{i:02d}.wav", wave, RATE)
+    return folder
+
+
+if __name__ == "__main__":  # for the tests that kill, or start several processes: tiny.py CORPUS OUTPUT [YAML changes]
+    import sys
+
+    import yaml
+
+    register()
+    torch.set_num_threads(1)
+    corpus, output, changes = sys.argv[1:]
+    pretrain(tiny_run(**yaml.safe_load(changes)), [corpus], output, resume=True, progress=False)
