@@ -87,14 +87,14 @@ def pretrain(args: Args) -> int:
     from auricle.config import edit, read_yaml
     from auricle.methods import preset, run_from_yaml
 
-    if config is None:
-        run = preset(str(name))
-    else:
-        values = read_yaml(config)
-        run = run_from_yaml(values, config)
-        if name is not None:  # preset first, then what the YAML file changes in it
-            run = edit(preset(name), **{key: values[key] for key in ("encoder", "objective", "data", "train") if key in values})
-
+    values = read_yaml(config) if config else {}
+    if name is None:
+        run = run_from_yaml(values, str(config))
+    else:  # the preset first, then what the file changes in it
+        run = preset(name)
+        if values.get("method", run.method) != run.method:
+            raise ConfigError(f"{config}: is of method '{values['method']}', but preset '{name}' is of '{run.method}'")
+        run = edit(run, **{key: value for key, value in values.items() if key not in ("format", "auricle", "method", "preset")})
     options = _parse(_pretrain_options(run), f"pretrain {name or run.preset}", args)
     from auricle.training.loop import pretrain as train
 

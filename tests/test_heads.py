@@ -1,5 +1,7 @@
 """The grid of heads against one-at-a-time PyTorch and scikit-learn, and planted answers."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -38,14 +40,18 @@ def score(kind, outputs, targets):
 def one_at_a_time(kind, head, train, dev, test, config, lr, seed):
     """Plain PyTorch: one head, torch's own modules, losses and Adam; dev scores by scikit-learn, the best kept."""
     mean, std = train.layers[0].mean(0), train.layers[0].std(0, correction=0)
-    (x, x_dev, x_test), y, y_dev = ((part.layers[0] - mean) / std for part in (train, dev, test)), train.targets, dev.targets
+    (x, x_dev, x_test), y, y_dev = (
+        ((part.layers[0] - mean) / std for part in (train, dev, test)),
+        train.targets,
+        dev.targets,
+    )
     if kind == "values":
         y, y_dev = ((t - train.targets.mean()) / train.targets.std() for t in (y, y_dev))
     outputs = y.shape[1] if kind == "labels" else 3 if kind == "classes" else 1
     sizes = [x.shape[1], outputs] if head == "linear" else [x.shape[1], config.hidden, outputs]
     rng = torch.Generator().manual_seed(seed)
     modules = []
-    for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
+    for fan_in, fan_out in pairwise(sizes):
         module = torch.nn.Linear(fan_in, fan_out)
         with torch.no_grad():
             bound = fan_in**-0.5
@@ -213,7 +219,7 @@ def test_offsets_scales_and_constant_channels_do_not_matter():
 
 def test_divergence_loses_and_total_divergence_is_one_line():
     train = data("classes", 50)
-    fitted = fit_heads("classes", train, train, ProbeConfig(lrs=(float(1e38), 1e-2), heads=("mlp",)))
+    fitted = fit_heads("classes", train, train, ProbeConfig(lrs=(1e38, 1e-2), heads=("mlp",)))
     assert fitted.choice.lr == 1e-2
     broken = Examples({0: torch.full((50, 2), torch.nan)}, train.targets)
     with pytest.raises(EvaluationError, match="no head"):

@@ -1,4 +1,4 @@
-"""The training room: optimisation against closed forms and plain torch, gating, alarms, logs, and the user's mistakes."""
+"""The training room: optimisation against closed forms and plain torch, gating, alarms, logs, the user's mistakes."""
 
 from __future__ import annotations
 

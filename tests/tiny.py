@@ -135,12 +135,24 @@ def write_corpus(folder: Path, clips: int = 24) -> Path:
     return folder
 
 
-if __name__ == "__main__":  # for the tests that kill, or start several processes: tiny.py CORPUS OUTPUT [YAML changes]
+if __name__ == "__main__":  # for tests of whole processes: tiny.py CORPUS OUTPUT CHANGES [SECONDS UNTIL SIGKILL]
+    import json
+    import os
+    import signal
     import sys
-
-    import yaml
+    from threading import Timer
 
     register()
     torch.set_num_threads(1)
-    corpus, output, changes = sys.argv[1:]
-    pretrain(tiny_run(**yaml.safe_load(changes)), [corpus], output, resume=True, progress=False)
+    corpus, output, changes, *kill_after_s = sys.argv[1:]
+    if kill_after_s:
+
+        def die_later(self: TinyMethod, step: int, follow=TinyMethod.on_optimizer_step, timers=[]) -> None:  # noqa: B006
+            follow(self, step)
+            if not timers:
+                timers.append(Timer(float(kill_after_s[0]), os.kill, (os.getpid(), signal.SIGKILL)))
+                timers[0].daemon = True
+                timers[0].start()
+
+        TinyMethod.on_optimizer_step = die_later
+    pretrain(tiny_run(**json.loads(changes)), [corpus], output, resume=True, progress=False)

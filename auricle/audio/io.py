@@ -164,16 +164,20 @@ def _decode(file: soundfile.SoundFile, path: str | Path, begin: int, end: int) -
     """Mono blocks of the file's samples [begin, end), fewer where the file ends early."""
     if begin >= file.frames:
         return
+    # libsndfile's seeks in Ogg land beside the place asked for (Vorbis) or find another decoder state (Opus), so Ogg
+    # is decoded from its start, and what comes before `begin` thrown away.
+    place = 0 if file.format == "OGG" else begin
     try:
-        file.seek(begin)
-        while begin < end:
-            block = file.read(min(BLOCK, end - begin), dtype="float32", always_2d=True)
+        file.seek(place)
+        while place < end:
+            block = file.read(min(BLOCK, end - place), dtype="float32", always_2d=True)
             if not len(block):
                 return
-            yield block.mean(axis=1)
-            begin += len(block)
+            if place + len(block) > begin:
+                yield block[max(0, begin - place) :].mean(axis=1)
+            place += len(block)
     except soundfile.LibsndfileError as error:
-        raise AudioError(f"{path}: is damaged near {begin / file.samplerate:.1f} s ({_reason(error)})") from None
+        raise AudioError(f"{path}: is damaged near {place / file.samplerate:.1f} s ({_reason(error)})") from None
 
 
 def _resample(blocks: Iterator[Waveform], rate: int, new_rate: int) -> Iterator[Waveform]:

@@ -142,7 +142,7 @@ class Manifest:
         sink = pa.PythonFile(_Hashing(digest), mode="w")
         options = pacsv.WriteOptions(include_header=False)
         for batch in self.table.select(names).to_batches(max_chunksize=65_536):
-            flat = [_as_text(column) if pa.types.is_nested(column.type) else column for column in batch.columns]
+            flat = [column if _is_flat(column.type) else _as_text(column) for column in batch.columns]
             pacsv.write_csv(pa.table(flat, names=names), sink, options)
         return digest.hexdigest()[:16]
 
@@ -169,6 +169,11 @@ class _Hashing:
 
     def close(self) -> None:
         pass
+
+
+def _is_flat(kind: pa.DataType) -> bool:
+    """Whether a value is one cell of a CSV."""
+    return bool(pa.types.is_primitive(kind) or pa.types.is_string(kind))
 
 
 def _as_text(column: pa.Array) -> pa.Array:

@@ -14,7 +14,7 @@ from sklearn.manifold import TSNE
 
 from auricle.embedding.extract import grid_times
 from auricle.errors import EvaluationError
-from auricle.evaluation.embedder import Embedder
+from auricle.evaluation.embedder import ByLayer, Embedder
 from auricle.evaluation.metrics import Outcomes
 from auricle.evaluation.prepare import UNLABELLED, Prepared
 from auricle.evaluation.probes.heads import Examples, Fitted, ProbeConfig, fit_heads
@@ -106,7 +106,9 @@ def _answer_frames(embedder: Embedder, ready: Prepared, assignment: NDArray[np.s
     grids = [grid_times(duration) for duration in ready.manifest.durations]
     skipped: set[int] = set()
 
-    def encode(rows: NDArray[np.int64], points: list[NDArray[np.int64]], layers: tuple[int, ...] | None = None):  # type: ignore[no-untyped-def]
+    def encode(
+        rows: NDArray[np.int64], points: list[NDArray[np.int64]], layers: tuple[int, ...] | None = None
+    ) -> tuple[ByLayer, NDArray[np.int64], NDArray[np.int64]]:
         """Frames by layer at grid points of clips, their codes and clips; clips without points are not encoded."""
         kept = [index for index, point in enumerate(points) if len(point)]
         times = [grids[rows[index]][points[index]] for index in kept]
@@ -233,7 +235,6 @@ def with_map(predictions: pa.Table, embedder: Embedder, ready: Prepared, fitted:
             taken = torch.from_numpy((np.cumsum(present) - 1)[rows[shown]])
             seen = fitted.view({layer: layers[layer][taken] for layer in fitted.layers}).numpy()
             perplexity = min(30.0, (len(shown) - 1) / 3)
-            # Barnes-Hut is not worth its trees for so few
             xy[shown] = TSNE(init="pca", perplexity=perplexity, max_iter=300, random_state=0).fit_transform(seen)
     for name, column in zip(("map_x", "map_y"), xy.T, strict=True):
         predictions = predictions.append_column(name, pa.array(column, pa.float64(), mask=np.isnan(column)))

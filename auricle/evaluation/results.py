@@ -184,8 +184,10 @@ def read_results(folders: Path | str | Iterable[Path | str]) -> list[Result]:
 
 
 def table(results: Sequence[Result], style: Style = "text") -> str:
-    """Encoders × tasks. In text and Markdown: score ± half the 95 % interval, the best of a column marked `*`, and what
-    a paired bootstrap over the same test units cannot tell from it `=`. CSV and JSON hold a row per result.
+    """Encoders × tasks as text or Markdown; a row per result as CSV or JSON.
+
+    Cells are score ± half the 95 % interval; the best of a column is marked `*`, and what a paired bootstrap over the
+    same test units cannot tell from it `=`. Scores on other clips stand in a column of their own.
     """
     if style == "json":
         return json.dumps([result.model_dump(mode="json") for result in results], indent=2, ensure_ascii=False)
@@ -194,17 +196,17 @@ def table(results: Sequence[Result], style: Style = "text") -> str:
     columns: dict[tuple[str, str], list[Result]] = {}  # those scored on the same clips
     for result in results:
         columns.setdefault((result.name, result.split_hash), []).append(result)
-    names = list(dict.fromkeys((result.encoder, result.fingerprint) for result in results))
-    cells = {_key(result): {} for result in results}  # type: dict[tuple[str, str], dict[tuple[str, str], str]]
-    heads = []
+    names = list(dict.fromkeys(map(_key, results)))
+    cells: dict[tuple[str, str], dict[tuple[str, str], str]] = {name: {} for name in names}
+    heads, metrics = [], []
     for key, column in columns.items():
         first = column[0]
-        heads.append(f"{first.task} ({first.metric.replace('_', ' ')}{' %' if _scale(first) == 100 else ''})")
+        heads.append(first.task)
+        metrics.append(first.metric.replace("_", " ") + (" %" if first.kind != "values" else ""))
         for result, mark in zip(column, _marks(column), strict=True):
-            cells[_key(result)][key] = (
-                f"{_number(result, result.score)} ± {_number(result, (result.high - result.low) / 2)}{mark}"
-            )
-    rows = [["encoder", *heads]]
+            half = (result.high - result.low) / 2
+            cells[_key(result)][key] = f"{_number(result, result.score)} ± {_number(result, half)}{mark}"
+    rows = [["encoder", *heads], ["", *metrics]]
     for name in names:
         shown = name[0] if sum(other[0] == name[0] for other in names) == 1 else f"{name[0]} ({name[1][:6]})"
         rows.append([shown, *(cells[name].get(key, "-") for key in columns)])
@@ -236,10 +238,6 @@ def _marks(column: Sequence[Result]) -> list[str]:
     return marks
 
 
-def _scale(result: Result) -> int:
-    return 1 if result.kind == "values" else 100
-
-
 def _number(result: Result, value: float) -> str:
     return f"{value:.3g}" if result.kind == "values" else f"{100 * value:.1f}"
 
@@ -250,7 +248,8 @@ def _layout(rows: list[list[str]], style: Style) -> str:
     if style == "markdown":
         rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
         return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])
-    return "\n".join("  ".join(line).rstrip() for line in [lines[0], ["-" * width for width in widths], *lines[1:]])
+    rule = ["-" * width for width in widths]
+    return "\n".join("  ".join(line).rstrip() for line in [*lines[:2], rule, *lines[2:]])
 
 
 def _csv(results: Sequence[Result]) -> str:

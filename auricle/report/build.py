@@ -85,10 +85,9 @@ def _maps(board: scores.Board) -> list[dict[str, Any]]:
     """The map of every clip task that has one."""
     columns = [column for column in board.columns if column.first.level == "clip"]
     most = POINTS // max(1, sum(len(column.rows) for column in columns))
-    tables = [{name: row.predictions() for name, row in column.rows.items()} for column in columns]
     maps = [
-        clips.clip_map(column.title, column.first.kind, predictions, max(100, min(1500, most)))
-        for column, predictions in zip(columns, tables, strict=True)
+        clips.clip_map(column.title, column.first.kind, column.predictions, max(100, min(1500, most)))
+        for column in columns
     ]
     return [place for place in maps if place]
 

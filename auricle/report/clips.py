@@ -36,15 +36,21 @@ PLAYS_IN_BROWSERS = {".ogg": "audio/ogg", ".flac": "audio/flac", ".mp3": "audio/
 def clip_map(task: str, kind: Kind, tables: Mapping[str, pa.Table], most: int) -> dict[str, Any] | None:
     """The test clips of a task as each encoder lays them out: what the page draws, all lists running over clips.
 
-    `tables` are the encoders' prediction tables; None when none of them holds a map. Of more than `most` clips, `most`
-    are taken evenly over the labels. `audio` is filled by `inline_audio`.
+    `tables` are the encoders' prediction tables; None when none of them holds a map, which need not have all clips. Of
+    more than `most`, that many are taken evenly over the labels. `audio` is filled by `inline_audio`.
     """
-    mapped = {name: table.filter(pc.equal(table["split"], "test")) for name, table in tables.items() if _has_map(table)}
-    if not mapped:
+    tests = {
+        name: table.filter(pc.equal(table["split"], "test"))
+        for name, table in tables.items()
+        if "map_x" in table.column_names
+    }
+    mapped = {name: test.filter(pc.is_valid(test["map_x"])) for name, test in tests.items()}
+    first = max(mapped.values(), key=len, default=None)
+    if first is None or not len(first):
         return None
-    first = max(mapped.values(), key=len)
     columns = ["clip_id", "path", "start_s", "duration_s", "target"]
-    clips = first.select(columns).sort_by([("target", "ascending"), ("clip_id", "ascending")]).to_pylist()
+    clips = first.select(columns).sort_by("clip_id").to_pylist()
+    clips.sort(key=lambda clip: float(clip["target"]) if kind == "values" else clip["target"])
     clips = [clips[row] for row in np.linspace(0, len(clips) - 1, min(len(clips), most)).round().astype(int)]
     targets = [clip["target"] for clip in clips]
     names, codes = _ranges(targets) if kind == "values" else _classes(targets)
@@ -62,7 +68,7 @@ def clip_map(task: str, kind: Kind, tables: Mapping[str, pa.Table], most: int) -
         )
     return {
         "task": task,
-        "total": len(first),
+        "total": max(map(len, tests.values())),
         "labels": names,
         "ordered": kind == "values",
         "id": [clip["clip_id"] for clip in clips],
@@ -142,10 +148,6 @@ def _classes(targets: Sequence[str]) -> tuple[list[str], list[int]]:
         names = [*sorted(name for name, _ in Counter(targets).most_common(MOST_LABELS - 1)), OTHERS]
     place = {name: index for index, name in enumerate(names)}
     return names, [place.get(target, len(names) - 1) for target in targets]
-
-
-def _has_map(table: pa.Table) -> bool:
-    return "map_x" in table.column_names and table["map_x"].null_count < len(table)
 
 
 def _round(value: float | None) -> float | None:

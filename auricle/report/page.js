@@ -95,7 +95,15 @@ function play(i) {
   const player = $("player"), sound = shown.map.audio[i];
   $("now-id").textContent = shown.map.id[i];
   $("now-label").textContent = `label: ${shown.map.target[i]} · prediction: ${view().prediction[i]}` + (sound === null ? " · not among the playable clips" : "");
-  if (sound === null) { player.pause(); player.removeAttribute("src"); } else { player.src = sounds[sound]; player.play(); }
+  if (sound === null) {
+    player.pause();
+    player.removeAttribute("src");
+  } else {
+    player.src = sounds[sound];
+    player.play().catch((error) => {  // another click that comes before the sound aborts it, and is no error
+      if (error.name !== "AbortError") $("now-label").textContent = "This browser cannot play the clip: " + error.message;
+    });
+  }
   player.dataset.clip = sound === null ? "" : shown.map.id[i];
   for (const button of $("plays").querySelectorAll("button")) button.setAttribute("aria-current", String(Number(button.dataset.row) === i));
   scatter.update();
@@ -106,7 +114,8 @@ function drawMap() {
   const here = rows();
   const datasets = map.labels.map((label, code) => {
     const own = here.filter((i) => map.label[i] === code);
-    const radius = (i) => (i === shown.playing ? 10 : map.audio[i] === null ? 3.5 : 6);
+    const even = { triangle: 1.3, rectRot: 1.25 }[shape(code)] ?? 1;  // shapes of one radius look unequally large
+    const radius = (i) => even * (i === shown.playing ? 10 : map.audio[i] === null ? 3.5 : 6);
     return {
       label, rows: own, data: own.map((i) => ({ x: view().x[i], y: view().y[i] })), pointStyle: shape(code), pointHitRadius: 5, borderWidth: 1.5,
       radius: (context) => radius(own[context.dataIndex]), hoverRadius: (context) => radius(own[context.dataIndex]) + 2,
@@ -185,7 +194,9 @@ function fill(select, names, change) {
 }
 
 function showMap(index) {
-  Object.assign(shown, { map: data.maps[index], view: 0, playing: null });
+  Object.assign(shown, { map: data.maps[index], view: 0, playing: null, mistakes: false });
+  $("mistakes").checked = false;
+  $("mistakes").disabled = shown.map.ordered;  // a predicted number is never quite right
   shown.hidden.clear();
   fill($("encoder"), shown.map.views.map((item) => item.encoder), (i) => { shown.view = i; redraw(); });
   redraw();

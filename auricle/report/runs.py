@@ -79,7 +79,6 @@ class Run:
             ("Audio heard", f"{heard / 3600:.3g} h" if heard is not None else "", "repeats included"),
             ("Speed", f"{speed:.3g} s" if speed is not None else "", "of audio per second"),
             ("Parameters", f"{self.parameters:,}" if self.parameters is not None else "", "encoder"),
-            ("auricle", str(self.config.get("auricle", "")), "version"),
         ]
         return [fact for fact in facts if fact[1]]
 
@@ -118,11 +117,15 @@ def sentence(run: Run) -> str:
 
 def details(run: Run) -> tuple[str, list[tuple[str, str]], str]:
     """(title, facts, text): all that is needed to repeat the run."""
-    facts = [("Folder", str(run.folder.resolve())), ("Recordings skipped", str(int(run.last("train", "skipped") or 0)))]
+    facts = [
+        ("Folder", str(run.folder.resolve())),
+        ("Written by", f"auricle {run.config.get('auricle', 'unknown')}"),
+        ("Recordings skipped", str(int(run.last("train", "skipped") or 0))),
+    ]
     for line in run.sessions:
         values = ", ".join(f"{key} {value}" for key, value in line.items() if key not in ("step", "split", "format"))
         facts.append((f"Started at step {line['step']:,}", values))
-    return f"Run {run.name}", facts, run.config_text
+    return f"Run: {run.name}", facts, run.config_text
 
 
 def inline_pictures(pictures: Sequence[tuple[int, Path]], budget: int) -> list[dict[str, Any]]:

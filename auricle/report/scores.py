@@ -7,15 +7,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePath
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from matplotlib.ticker import MaxNLocator
 
 from auricle.encoders import BASELINES
 from auricle.errors import EvaluationError
 from auricle.evaluation.metrics import LOWER_IS_BETTER, Outcomes, paired_bootstrap, scorer
-from auricle.evaluation.results import Choice, Result
+from auricle.evaluation.results import Choice, Result, read_outcomes
 from auricle.evaluation.tasks import TASKS
 
 LOG_MEL, TWIN = "fbank", "untrained:"
+METRIC_NAMES = {"map": "mean average precision", "roc_auc": "ROC AUC", "r2": "R²", "mae": "mean absolute error"}
+"""Of those that are written otherwise in prose."""
+COLUMNS = ("clip_id", "path", "start_s", "duration_s", "split", "unit", "target", "prediction", "correct", "total")
 
 
 @dataclass(frozen=True)
@@ -63,13 +68,26 @@ class Column:
         return 0 if not gap.significant else 1 if gap.mean > 0 else -1
 
     @cached_property
+    def predictions(self) -> dict[str, pa.Table]:
+        """Every encoder's table of predictions. Raises `EvaluationError` for one that is damaged."""
+        tables = {name: row.predictions() for name, row in self.rows.items()}
+        for name, table in tables.items():
+            if missing := [column for column in COLUMNS if column not in table.column_names]:
+                path = (self.rows[name].file or PurePath(name)).with_suffix(".parquet")
+                raise EvaluationError(f"{path}: column {missing[0]} is missing; delete it and evaluate again")
+        return tables
+
+    @cached_property
     def _outcomes(self) -> dict[str, Outcomes]:
-        return {name: row.outcomes() for name, row in self.rows.items()}
+        first = self.first
+        tests = {name: table.filter(pc.equal(table["split"], "test")) for name, table in self.predictions.items()}
+        return {name: read_outcomes(first.kind, first.classes, test.sort_by("clip_id")) for name, test in tests.items()}
 
     @property
     def metric(self) -> str:
         """The metric's name and unit, for a column's head."""
-        return self.first.metric.replace("_", " ") + ("" if self.first.kind == "values" else " in %")
+        name = METRIC_NAMES.get(self.first.metric, self.first.metric.replace("_", " "))
+        return name if self.first.kind == "values" else f"{name} in %"
 
     @property
     def remark(self) -> str:
@@ -152,7 +170,9 @@ def sentences(board: Board) -> list[str]:
     ranked = sorted((name for name in wins if wins[name]), key=lambda name: -len(wins[name]))
     best = "Best scores: " + "; ".join(f"{name} on {_listed(wins[name])}" for name in ranked) + "."
     if not any(told) and len(board.encoders) > 1:
-        told = [f"{ranked[0]} scores best on {len(wins[ranked[0]])} of {_count(len(board.columns), 'task')}."]
+        first, tasks = wins[ranked[0]], _count(len(board.columns), "task")
+        told = [f"{ranked[0]} scores best on {_listed(first) if len(ranked) == 1 else f'{len(first)} of {tasks}'}."]
+        best = best if len(ranked) > 1 else ""
     elif len(board.encoders) == 1:
         told, best = [f"{ranked[0]}, measured on {_count(len(board.columns), 'task')}."], ""
     for encoder in pretrained:
@@ -178,7 +198,7 @@ def details(board: Board) -> list[tuple[str, list[tuple[str, str]], str]]:
         if record and record.leaks:
             facts.append(("What flatters", record.leaks))
         facts += [(name, _provenance(column, row)) for name, row in column.rows.items()]
-        found.append((f"Task {first.name}", facts, ""))
+        found.append((f"Task: {first.name}", facts, ""))
     return found
 
 

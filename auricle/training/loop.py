@@ -121,8 +121,10 @@ class _Loop:
             encoder = self.method.encoder
             encoder.encode = torch.compile(encoder.encode, dynamic=True)  # type: ignore[method-assign]
         self.model: nn.Module = self.method
-        if processes.count > 1:  # begins by copying rank 0's weights and buffers to all
-            self.model = DistributedDataParallel(self.method, broadcast_buffers=False, find_unused_parameters=True)
+        if (
+            processes.count > 1
+        ):  # copies rank 0's weights to all now, and its buffers before each step, as a resume would
+            self.model = DistributedDataParallel(self.method, find_unused_parameters=True)
         self.log = RunLog(output, self.step if newest else -1) if processes.main else None
         if self.log:
             self.log.session(self.step, precision="bf16" if self.dtype else "fp32", **self._setting())

@@ -76,4 +76,4 @@ class IntervalColumn:
         )
         labels = pa.array(list(self.labels), pa.string()).take(codes)
         values = pa.StructArray.from_arrays([starts, ends, labels], fields=list(INTERVALS.value_type))
-        return pa.ListArray.from_arrays(offsets, values, type=INTERVALS, mask=pa.array(self.unknown))
+        return pa.ListArray.from_arrays(offsets, values, type=INTERVALS, mask=pa.array(self.unknown, pa.bool_()))

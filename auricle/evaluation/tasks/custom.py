@@ -46,6 +46,8 @@ def custom_task(
     if level is not None and (level == "frame") != intervals:
         expected = "interval labels (start, end, label)" if level == "frame" else "one label a clip"
         raise EvaluationError(f"column '{target}': level '{level}' needs {expected}")
+    if manifest.table.column(target).null_count == len(manifest):
+        raise EvaluationError(f"column '{target}': no clip has a value in it")
     kind, why = _kind(manifest.table.column(target))
     if metric is not None and METRICS[metric] != kind:
         kind, why = METRICS[metric], f"set by the metric {metric}"
