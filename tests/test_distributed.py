@@ -25,8 +25,10 @@ TINY = str(Path(__file__).with_name("tiny.py"))
 LAUNCHERS = {
     "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node=2"],
     # accelerate's way to start several processes without MPI; the run's own train.device keeps them on the CPU
-    "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
-    + ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"],
+    "accelerate": [
+        *("accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"),
+        *("--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"),
+    ],
 }
 
 

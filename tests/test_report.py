@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
@@ -83,7 +84,7 @@ def write_scores(
     classes = sorted(set(targets))
     wrong = {name: classes[(place + 1) % len(classes)] for place, name in enumerate(classes)}
     values: dict[str, Any] = {
-        "encoder": encoder, "fingerprint": f"{abs(hash(encoder)) % 16**8:08x}", "task": "tones", "protocol": "auricle",
+        "encoder": encoder, "fingerprint": f"{crc32(encoder.encode()):08x}", "task": "tones", "protocol": "auricle",
         "version": 1, "kind": "classes", "level": "clip", "target": "pitch", "classes": classes, "metric": "accuracy",
         "score": float(np.mean(right)), "low": float(np.mean(right)) - 0.0611, "high": float(np.mean(right)) + 0.0433,
         "seeds": [float(np.mean(right))], "dev": 0.5,

@@ -68,7 +68,8 @@ def check_skips(run: RunConfig, where: str, found: int, clips: int) -> None:
     """Raise `TooManySkipsError` when `found` unusable ones are more than `data.max_skipped` of all `clips`."""
     if found > run.data.max_skipped * clips:
         raise TooManySkipsError(
-            f"{where}; {found} of {clips} clips are unusable, over data.max_skipped = {run.data.max_skipped:g}"
+            f"{found} of {clips} clips are unusable, over data.max_skipped = {run.data.max_skipped:g} ({where}): "
+            "mend them or raise it"
         )
 
 

@@ -87,7 +87,8 @@ def _train(run: RunConfig, output: Path, processes: Processes, progress: bool, p
     try:
         loop.train(progress)
     finally:
-        loop.close()
+        if loop.log:
+            loop.log.close()
     return output
 
 
@@ -137,8 +138,8 @@ class _Loop:
     def train(self, progress: bool) -> None:
         """Go on to the last step, a signal, or the end of the time allowed."""
         train, processes, begun = self.run.train, self.processes, time.perf_counter()
-        show = progress and processes.main
-        self.bar = tqdm(total=train.steps, initial=self.step, unit="step", disable=not show, dynamic_ncols=True)
+        hidden = not (progress and processes.main)
+        self.bar = tqdm(total=train.steps, initial=self.step, unit="step", disable=hidden, dynamic_ncols=True)
         with (
             self.bar,
             Signals() as signals,
@@ -163,10 +164,8 @@ class _Loop:
                     self._save()
                     folder.check_skips(self.run, f"see {self.output / 'skipped.jsonl'}", skipped, self.clips)
                 if stop and self.step < train.steps:
-                    line = (
-                        f"{self.output}: stopped after step {self.step} of {train.steps}, and saved; "
-                        f"go on with: auricle pretrain --resume {self.output}"
-                    )
+                    line = f"{self.output}: stopped after step {self.step} of {train.steps}, and saved; go on with: "
+                    line += f"auricle pretrain --resume {self.output}"
                     if stop == 2:
                         raise TrainingInterrupted(line)
                     logger.info("%s", line)
@@ -199,6 +198,7 @@ class _Loop:
     def _log(self) -> None:
         """One line of training metrics. Here, and before checkpoints, the host reads what the device has counted."""
         self._check_finite()
+        skipped = self._record_skips()
         values: dict[str, Any] = {"lr": optim.learning_rate(self.step, self.run.train)} | self.tally.read()
         audio_s, waited_s, now = values["audio_s"], self.stream.waited_s, time.perf_counter()
         seconds, self.clock, self.stream.waited_s = now - self.clock, now, 0.0
@@ -208,9 +208,9 @@ class _Loop:
         self.whole_window = True
         self.audio_s += audio_s
         values |= {"audio_s": self.audio_s, "audio_s_per_s": speed, "waiting": waited_s / seconds}
-        values |= {"gated": int(self.tally.gates[0])}
+        values |= {"gated": int(self.tally.gates[0]), "skipped": skipped}
         if self.log:
-            self.log.write(self.step, "train", values | {"skipped": len(self.log.skipped)})
+            self.log.write(self.step, "train", values)
             self.bar.set_postfix_str(f"loss {values['loss']:.4f}, {speed or math.nan:.0f}× real time")
 
     def _validate(self) -> None:
@@ -309,10 +309,6 @@ class _Loop:
         return self.processes.vote(len(self.log.skipped) if self.log else 0)
 
     # ------------------------------------------------------------------------------------------------ small parts
-
-    def close(self) -> None:
-        if self.log:
-            self.log.close()
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.run.train.steps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
 from datetime import timedelta
 from types import FrameType
@@ -31,7 +32,10 @@ class Processes:
         if train.device != "auto" and self.count == 1:
             self.device = _device(train.device)
         # Votes go through the hosts' memory, so that they never wait for a device.
-        self._hosts: Any = torch.distributed.new_group(backend="gloo") if self.count > 1 else None
+        self._hosts: Any = None
+        if self.count > 1:
+            self._hosts = torch.distributed.new_group(backend="gloo")
+            atexit.register(_part)
 
     def vote(self, value: int) -> int:
         """The largest value that any process holds."""
@@ -72,6 +76,12 @@ class Signals:
     def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+def _part() -> None:
+    """Join the groups' threads: an interpreter that ends with them running aborts now and then."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _device(name: str) -> torch.device:
