@@ -94,7 +94,8 @@ def pretrain(args: Args) -> int:
         run = preset(name)
         if values.get("method", run.method) != run.method:
             raise ConfigError(f"{config}: is of method '{values['method']}', but preset '{name}' is of '{run.method}'")
-        run = edit(run, **{key: value for key, value in values.items() if key not in ("format", "auricle", "method", "preset")})
+        about = ("format", "auricle", "method", "preset")
+        run = edit(run, **{key: value for key, value in values.items() if key not in about})
     options = _parse(_pretrain_options(run), f"pretrain {name or run.preset}", args)
     from auricle.training.loop import pretrain as train
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class AuricleError(Exception):
-    """Something the user can mend. The command line prints its one line, without a traceback, and exits with `exit_code`."""
+    """Something the user can mend. The command line prints its one line, no traceback, and exits with `exit_code`."""
 
     exit_code = 2
 

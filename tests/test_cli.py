@@ -66,7 +66,8 @@ def test_layers_are_chosen_by_number(corpus, run, tmp_path):
 
 def test_a_resolved_config_starts_the_same_run(corpus, run, tmp_path):
     again = tmp_path / "again"
-    assert cli.main(["pretrain", "--config", str(run / "config.yaml"), "--data", str(corpus), "--output", str(again)]) == 0
+    config = ["--config", str(run / "config.yaml")]
+    assert cli.main(["pretrain", *config, "--data", str(corpus), "--output", str(again)]) == 0
     weights = [folder / "checkpoints" / "step-00000008" / "model.safetensors" for folder in (run, again)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
@@ -134,7 +135,12 @@ def test_check_passes_a_baseline_and_names_faults(capsys):
 
 
 def test_importing_and_helping_need_no_torch():
-    code = "import sys, auricle, auricle.cli; auricle.cli.main(['--help']); auricle.cli.main(['list', 'presets']); assert 'torch' not in sys.modules"
+    code = """
+import sys, auricle, auricle.cli
+auricle.cli.main(["--help"])
+auricle.cli.main(["list", "presets"])
+assert "torch" not in sys.modules
+"""
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
