@@ -171,11 +171,11 @@ def test_bad_clips_are_skipped_with_a_reason(folder, tmp_path):
     (tmp_path / "text.wav").write_text("no audio")
     soundfile.write(tmp_path / "silent.wav", np.zeros(3 * RATE), RATE)
     soundfile.write(tmp_path / "nan.wav", np.full(RATE, np.nan), RATE, subtype="FLOAT")
-    soundfile.write(tmp_path / "short.wav", np.ones(100) / 2, RATE)
+    soundfile.write(tmp_path / "cut short.wav", np.ones(100) / 2, RATE)
     quiet = np.zeros(3 * RATE)
     quiet[-10:] = 0.5
     soundfile.write(tmp_path / "mostly silent.wav", quiet, RATE)
-    names = ["gone.wav", "text.wav", "silent.wav", "nan.wav", "short.wav", "mostly silent.wav"]
+    names = ["gone.wav", "text.wav", "silent.wav", "nan.wav", "cut short.wav", "mostly silent.wav"]
     n = len(names) + 1
     manifest = Manifest(
         pa.table(
@@ -183,7 +183,7 @@ def test_bad_clips_are_skipped_with_a_reason(folder, tmp_path):
                 "clip_id": ["good", *names],
                 "path": [str(good), *(str(tmp_path / name) for name in names)],
                 "start_s": np.zeros(n),
-                "duration_s": [0.4, 1.0, 1.0, 3.0, 1.0, 100 / RATE, 3.0],
+                "duration_s": [0.4, 1.0, 1.0, 3.0, 1.0, 0.5, 3.0],
                 "sample_rate": np.full(n, RATE),
             }
         )
@@ -194,7 +194,7 @@ def test_bad_clips_are_skipped_with_a_reason(folder, tmp_path):
         "text.wav": "not audio",
         "silent.wav": "is silent",
         "nan.wav": "NaN",
-        "short.wav": "too short",
+        "cut short.wav": "ends after 0.025 of 0.5 s",
     }
     for batches in (an_epoch(manifest, needs), list(fixed_batches(manifest, needs, CONFIG))):
         skipped = {skip.clip_id: skip for batch in batches for skip in batch.skipped}
@@ -207,7 +207,24 @@ def test_bad_clips_are_skipped_with_a_reason(folder, tmp_path):
     only_bad = list(fixed_batches(manifest.select([1]), needs, CONFIG))
     assert only_bad[0].waveforms.shape == (0, 0)
     assert only_bad[0].lengths.shape == only_bad[0].starts.shape == (0,)
-    with pytest.raises(ManifestError, match="none of the 7 clips reaches the 50 s"):
+
+
+def test_clips_too_short_for_the_method_are_left_out_and_no_skips(manifest, caplog):
+    needs = DataNeeds(RATE, crop_s=1.0, min_s=1.0)
+    long = [name for name, s in zip(manifest.column("clip_id"), manifest.durations, strict=True) if s >= 1]
+    assert 0 < len(long) < len(manifest)
+    for batches in (an_epoch(manifest, needs), an_epoch(manifest, needs, epoch=2)):
+        assert sorted(name for batch in batches for name in batch.clip_ids) == long
+        assert not any(batch.skipped for batch in batches)
+    told = f"{30 - len(long)} of 30 clips are shorter than objective.min_s = 1 s"
+    assert [told in record.message for record in caplog.records] == [True, True]  # once a stream, whatever the epochs
+    take(3, manifest, needs, CONFIG, seed=0, start=3)
+    take(3, manifest, needs, CONFIG, seed=0, rank=1, world=2)
+    assert len(caplog.records) == 2
+    fixed = list(fixed_batches(manifest, needs, CONFIG))
+    assert sorted(name for batch in fixed for name in batch.clip_ids) == long
+    assert not any(batch.skipped for batch in fixed)
+    with pytest.raises(ManifestError, match=r"none of the 30 clips is as long as the 50 s .* lower objective\.min_s"):
         training_batches(manifest, DataNeeds(RATE, 60.0, min_s=50.0), CONFIG, seed=0)
 
 

@@ -28,7 +28,7 @@ class DataNeeds:
     crop_s: float
     """Longest crop, seconds; longer clips are cropped at a random place, shorter ones are taken whole."""
     min_s: float = 0.0
-    """Clips shorter than this many seconds are left out (and counted)."""
+    """Clips shorter than this many seconds are left out; they are no skips, since nothing is wrong with them."""
 
 
 class DataConfig(Config):

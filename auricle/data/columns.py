@@ -70,7 +70,12 @@ def interpret(table: pa.Table, folder: Path, where: str) -> tuple[pa.Table, list
     infos = [info for row in kept if isinstance(info := headers[paths[row]], AudioInfo)]
     lengths = np.array([info.duration_s for info in infos])
     chosen = np.array(kept, np.int64)
-    starts, durations = _segments({name: values[chosen] for name, values in times.items()}, lengths, kept, where)
+    starts, ends = _segments({name: values[chosen] for name, values in times.items()}, lengths, kept, where)
+    durations = np.minimum(ends, lengths) - starts
+    beyond = {}  # by place among the kept: files cut short are bad input, and no mistake of the manifest
+    for place in np.flatnonzero((ends > lengths + TOLERANCE_S) | (starts >= lengths)).tolist():
+        told = f"begins at {starts[place]:g} s" if starts[place] >= lengths[place] else f"ends at {ends[place]:g} s"
+        beyond[place] = f"the clip {told}, its file ends at {lengths[place]:g} s"
 
     columns: dict[str, Any] = {
         "clip_id": pa.array([ids[row] for row in kept], pa.string()),
@@ -88,9 +93,12 @@ def interpret(table: pa.Table, folder: Path, where: str) -> tuple[pa.Table, list
         if name in columns:
             raise ManifestError(f"{where}: two columns are called '{name}'")
         if column.type == INTERVALS:
-            column = _checked_intervals(column, durations, kept, f"{where}: column '{name}'")
+            column, late = _checked_intervals(column, durations, kept, f"{where}: column '{name}'")
+            beyond = {place: f"column '{name}': {reason}" for place, reason in late.items()} | beyond
         columns[name] = column
-    return pa.table(columns), skipped
+    skipped += [Skip(ids[kept[place]], paths[kept[place]], beyond[place]) for place in sorted(beyond)]
+    found = pa.table(columns)
+    return found.take(np.delete(np.arange(len(kept)), list(beyond))) if beyond else found, skipped
 
 
 def _probe(path: str) -> AudioInfo | str:
@@ -131,18 +139,17 @@ def _numbers(column: pa.ChunkedArray, where: str, name: str) -> NDArray[np.float
 def _segments(
     times: dict[str, NDArray[np.float64]], lengths: NDArray[np.float64], rows: list[int], where: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Start and duration of each clip in seconds, whole files where no times are given."""
+    """Start and end of each clip in seconds, as given; whole files where no times are."""
     missing = np.full(len(lengths), np.nan)
     starts = np.nan_to_num(times.get("start_s", missing))
     ends = times.get("end_s", missing)
     if "start_s" in times:  # a duration without a start describes the file, and there the header knows better
         given = times.get("duration_s", times.get("duration", missing))
         ends = np.where(np.isnan(ends), starts + given, ends)
-    ends = np.where(np.isnan(ends), lengths, ends)
-    for row in np.flatnonzero((ends > lengths + TOLERANCE_S) | (starts >= np.minimum(ends, lengths)))[:1]:
-        message = f"from {starts[row]:g} to {ends[row]:g} s of a file of {lengths[row]:g} s; mend or drop the row"
-        raise ManifestError(f"{where}: row {rows[row] + 1}: the clip is {message}")
-    return starts, np.minimum(ends, lengths) - starts
+    for row in np.flatnonzero(starts >= ends)[:1]:
+        message = f"the clip is from {starts[row]:g} to {ends[row]:g} s; mend or drop the row"
+        raise ManifestError(f"{where}: row {rows[row] + 1}: {message}")
+    return starts, np.where(np.isnan(ends), lengths, ends)
 
 
 def _derived_ids(paths: list[str], folder: Path, starts: NDArray[np.float64] | None) -> list[str]:
@@ -152,8 +159,8 @@ def _derived_ids(paths: list[str], folder: Path, starts: NDArray[np.float64] | N
         base = os.path.commonpath([os.path.dirname(path) for path in paths])
     ids = [path[len(base.rstrip(os.sep)) + 1 :].replace(os.sep, "/") for path in paths]
     if starts is not None and len(set(ids)) < len(ids):
-        counts = _counts(ids)
-        ids = [f"{name}@{start:.3f}" if counts[name] > 1 else name for name, start in zip(ids, starts, strict=True)]
+        counts, places = _counts(ids), np.nan_to_num(starts)
+        ids = [f"{name}@{start:.3f}" if counts[name] > 1 else name for name, start in zip(ids, places, strict=True)]
     return made_unique(ids)
 
 
@@ -193,20 +200,30 @@ def _names_tsv(column: pa.ChunkedArray) -> bool:
     return bool(pc.all(pc.ends_with(column, ".tsv")).as_py())
 
 
-def _checked_intervals(column: pa.Array, durations: NDArray[np.float64], rows: list[int], where: str) -> pa.Array:
-    """Intervals sorted by start, cut to the clip where they pass its end by rounding alone."""
+def _checked_intervals(
+    column: pa.Array, durations: NDArray[np.float64], rows: list[int], where: str
+) -> tuple[pa.Array, dict[int, str]]:
+    """Intervals sorted by start, cut to the clip where they pass its end; by place, the clips whose end is not rounding.
+
+    Raises `ManifestError` for times that are missing, infinite, below 0 or in reverse.
+    """
     column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     clips = pc.list_parent_indices(column).to_numpy()
     flat = column.flatten()
     starts, ends = (np.asarray(flat.field(name).to_numpy(zero_copy_only=False), float) for name in ("start_s", "end_s"))
-    wrong = ~((starts >= 0) & (ends >= starts) & (ends <= durations[clips] + TOLERANCE_S))  # NaN is wrong too
-    for index in np.flatnonzero(wrong)[:1]:
-        clip, label = clips[index], flat.field("label")[int(index)]
-        message = f"'{label}' from {starts[index]:g} to {ends[index]:g} s in a clip of {durations[clip]:g} s"
-        raise ManifestError(f"{where}, row {rows[clip] + 1}: {message}")
+
+    def told(index: int) -> str:
+        return f"'{flat.field('label')[index]}' from {starts[index]:g} to {ends[index]:g} s"
+
+    for index in np.flatnonzero(~((starts >= 0) & (ends >= starts) & np.isfinite(ends)))[:1]:
+        raise ManifestError(f"{where}, row {rows[clips[index]] + 1}: {told(int(index))}")
+    late = {
+        int(clips[index]): f"{told(int(index))} in a clip of {durations[clips[index]]:g} s"
+        for index in np.flatnonzero(ends > durations[clips] + TOLERANCE_S)
+    }
     order = np.lexsort([ends, starts, clips])
     cut = [pa.array(np.minimum(times, durations[clips])[order]) for times in (starts, ends)]
     values = pa.StructArray.from_arrays([*cut, flat.field("label").take(pa.array(order))], fields=list(flat.type))
     lengths = column.value_lengths().fill_null(0).to_numpy()
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
-    return pa.ListArray.from_arrays(offsets, values, mask=column.is_null()).cast(INTERVALS)
+    return pa.ListArray.from_arrays(offsets, values, mask=column.is_null()).cast(INTERVALS), late

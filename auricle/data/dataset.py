@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from auricle.data.batching import Batch, DataConfig, DataNeeds, Skip, crop_posit
 from auricle.data.manifest import Manifest
 from auricle.errors import AudioError, ManifestError
 
+logger = logging.getLogger("auricle")
 MAX_HELD_OUT = 200
 """Clips; more would cost time at every measurement and tell little more."""
 
@@ -58,26 +60,29 @@ def training_batches(
 ) -> Iterator[Batch]:
     """Random crops without end; of the batches of all epochs, one after another, each rank gets every `world`-th.
 
-    `start` is the number of batches this rank has already taken. Clips shorter than `needs.min_s` stand as skips in
-    each epoch's first batch. Order and crops depend on (seed, epoch, clip) alone, not on the number of workers.
+    `start` is the number of batches this rank has already taken. Clips shorter than `needs.min_s` are left out, which
+    rank 0 says once in the log. Order and crops depend on (seed, epoch, clip) alone, not on the number of workers.
     Raises `ManifestError` when no clip is long enough.
     """
     durations = manifest.durations
-    usable = np.flatnonzero(durations >= needs.min_s)
-    short = np.flatnonzero(durations < needs.min_s)
+    usable = long_enough(manifest, needs)
     if not len(usable):
-        raise ManifestError(f"none of the {len(manifest)} clips reaches the {needs.min_s:g} s that this method needs")
+        raise ManifestError(
+            f"none of the {len(manifest)} clips is as long as the {needs.min_s:g} s that this method needs; "
+            "lower objective.min_s, or give it longer recordings"
+        )
     lengths = samples(durations, needs.sample_rate)
 
     def plans() -> Iterator[Plan]:
+        if (short := len(manifest) - len(usable)) and start == rank == 0:
+            left_out = f"{short} of {len(manifest)} clips are shorter than objective.min_s = {needs.min_s:g} s"
+            logger.warning("%s, and are left out", left_out)
         next_batch, taken = start * world + rank, 0  # counted over all epochs
         for epoch in count():
             batches = plan_epoch(durations[usable], needs, config.batch_seconds, seed, epoch)
             positions = crop_positions(len(manifest), seed, epoch)
             for index in range(next_batch - taken, len(batches), world):
-                left_out = short if index == 0 else short[:0]
-                rows = np.concatenate([usable[batches[index]], left_out])
-                yield Plan(_crops(manifest, rows, lengths, needs, positions), epoch, seed)
+                yield Plan(_crops(manifest, usable[batches[index]], lengths, needs, positions), epoch, seed)
                 next_batch += world
             taken += len(batches)
 
@@ -85,11 +90,11 @@ def training_batches(
 
 
 def fixed_batches(manifest: Manifest, needs: DataNeeds, config: DataConfig) -> Iterator[Batch]:
-    """One pass over the central crops of all clips, longest first: the same batches every time."""
+    """One pass over the central crops of all clips long enough, longest first: the same batches every time."""
     lengths = samples(manifest.durations, needs.sample_rate)
-    centre = np.full(len(manifest), 0.5)
-    buckets = plan_buckets(np.minimum(manifest.durations, needs.crop_s), config.batch_seconds)
-    plans = (Plan(_crops(manifest, rows, lengths, needs, centre)) for rows in buckets)
+    centre, usable = np.full(len(manifest), 0.5), long_enough(manifest, needs)
+    buckets = plan_buckets(np.minimum(manifest.durations[usable], needs.crop_s), config.batch_seconds)
+    plans = (Plan(_crops(manifest, usable[rows], lengths, needs, centre)) for rows in buckets)
     return (batch for _, batch in _load(plans, needs, config.workers))
 
 
@@ -137,6 +142,11 @@ def hold_out(manifest: Manifest, fraction: float, seed: int) -> tuple[NDArray[np
     chosen = order[: np.searchsorted(np.cumsum(sizes[order]), wanted) + 1][: len(sizes) - 1]
     held_out = np.isin(recordings, chosen)
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)[:wanted]
+
+
+def long_enough(manifest: Manifest, needs: DataNeeds) -> NDArray[np.int64]:
+    """Row numbers of the clips that a method can use, by the manifest's durations."""
+    return np.flatnonzero(manifest.durations >= needs.min_s)
 
 
 def samples(seconds: NDArray[np.float64], sample_rate: int) -> NDArray[np.int64]:
@@ -194,12 +204,10 @@ class _Reader(Dataset[tuple[NDArray[np.int64], Batch]]):
         return np.array([crop.row for crop in crops], np.int64), batch
 
     def _read(self, crop: Crop) -> Waveform:
-        """The crop, if it is long enough and its clip is not digital silence throughout. Raises `AudioError`."""
-        rate, least = self.needs.sample_rate, self.needs.min_s * self.needs.sample_rate
-        if crop.length < least:
-            raise AudioError(f"{crop.length / rate:.3g} s are too short; {self.needs.min_s:g} s are needed")
+        """The crop, unless its file ends too early or its clip is digital silence throughout. Raises `AudioError`."""
+        rate = self.needs.sample_rate
         waveform = read(crop.path, rate, crop.clip_start + crop.start, crop.length)
-        if len(waveform) < least:
+        if len(waveform) < min(crop.length, self.needs.min_s * rate):
             raise AudioError(f"ends after {len(waveform) / rate:.3g} of {crop.length / rate:.3g} s")
         if _silent(waveform) and (
             crop.length == crop.clip_length or _silent(read(crop.path, rate, crop.clip_start, crop.clip_length))
