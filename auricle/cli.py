@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -210,8 +211,10 @@ class Evaluate:
     """Chosen by the column unless set: interval columns are probed by frame."""
     metric: str | None = None
     """Chosen by the column unless set."""
+    split: Literal["auto", "split", "folds"] = "auto"
+    """The column `split`, folds (the column `fold`, or five made), or whichever is there; else made by a rule."""
     group: str | None = None
-    """Column whose values never straddle the default split (a speaker, say)."""
+    """Column whose values never straddle a split that is made (a speaker, say)."""
     unit: str | None = None
     """Column the interval resamples; clips unless set."""
     pool: Literal["mean", "meanstd"] = "mean"
@@ -244,6 +247,7 @@ def evaluate(args: Args) -> None:
         target=options.target,
         level=options.level,
         metric=options.metric,
+        split=options.split,
         group=options.group,
         unit=options.unit,
         pool=options.pool,
@@ -300,9 +304,9 @@ def list_names(args: Args) -> None:
 
 def _listing(what: str) -> Mapping[str, object]:
     if what == "presets":
-        from auricle.methods import PRESETS, preset_names
+        from auricle.methods import about, preset_names
 
-        return dict(zip(preset_names(), PRESETS.values(), strict=True))
+        return {name: about(name) for name in preset_names()}
     if what == "encoders":
         from auricle.encoders import ENCODER_FORMS
 
@@ -345,6 +349,12 @@ class Prepare:
     """Where it lies."""
     output: Path
     """Parquet manifest to write."""
+    subsets: tuple[str, ...] = ()
+    """LibriSpeech: only these, such as train-clean-100; all that are there unless set."""
+    alignments: Path | None = None
+    """LibriSpeech: folder of TextGrid files (Montreal Forced Aligner), for columns phones and words."""
+    cpc: Path | None = None
+    """LibriSpeech: folder of the CPC split's lists and aligned phones, for columns phones and split."""
 
 
 def prepare(args: Args) -> None:
@@ -352,7 +362,8 @@ def prepare(args: Args) -> None:
     options = _parse(Prepare, "prepare", args)
     from auricle.data.corpora import read_corpus
 
-    manifest = read_corpus(options.corpus, options.folder)
+    given = {name: getattr(options, name) for name in ("subsets", "alignments", "cpc") if getattr(options, name)}
+    manifest = read_corpus(options.corpus, options.folder, **given)
     manifest.save(options.output)
     hours = manifest.durations.sum() / 3600
     print(f"{options.output}: {len(manifest)} clips, {hours:.1f} h, columns {', '.join(manifest.labels)}")
@@ -397,8 +408,14 @@ def _device(name: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def _is_main_process() -> bool:
+    """False in all but the first of the processes that `torchrun` or `accelerate launch` starts."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _say_trained(folder: Path) -> None:
-    print(f"{folder}: evaluate it with: auricle evaluate {folder} fbank untrained:{folder} --suite quick")
+    if _is_main_process():
+        print(f"{folder}: evaluate it with: auricle evaluate {folder} fbank untrained:{folder} --suite quick")
 
 
 def _layers(text: str) -> Any:

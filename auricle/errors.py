@@ -11,6 +11,9 @@ class AuricleError(Exception):
 
     exit_code = 2
 
+    def __init__(self, line: str) -> None:
+        super().__init__(" ".join(line.splitlines()))  # names of files and columns may hold line breaks
+
 
 class ConfigError(AuricleError):
     """An unknown option, a wrong type, a value out of range, an unknown name."""

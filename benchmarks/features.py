@@ -10,9 +10,6 @@ taken of the same round, and of the first row.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +17,7 @@ from pathlib import Path
 import kaldi_native_fbank as knf
 import numpy as np
 import torch
+from common import CLOCKS, machine, measure, ratio, show_ratio, show_times, write_json
 
 from auricle.features.fbank import KaldiFbank
 
@@ -33,6 +31,7 @@ def main() -> None:
     parser.add_argument("--mels", type=int, default=80)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9, help="each times every row once, in turn")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu, with one thread, on a busy machine")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -63,41 +62,19 @@ def main() -> None:
             GATHERED: lambda: list(pool.map(gather, as_int16)),
         }
         difference = np.abs(fbank(batch, lengths)[0].numpy() - np.stack(list(pool.map(gather, as_int16)))).max()
-        seconds = measure(rows, args.rounds)
+        seconds = measure(rows, args.rounds, clock=args.clock)
 
-    ratios = seconds[COMPUTED] / seconds[OURS]
     hours = args.clips * args.seconds / 3600
     print(f"{args.clips} clips of {args.seconds:g} s, {args.mels} mels, float32, {args.threads} threads")
-    print(f"\n{'':34}{'median ms':>10}{'min ms':>10}{'max ms':>10}{'hours/s':>10}")
-    for name, times in seconds.items():
-        median, low, high = (1000 * figure(times) for figure in (np.median, np.min, np.max))
-        print(f"{name:34}{median:10.1f}{low:10.1f}{high:10.1f}{1000 * hours / median:10.2f}")
-    print(f"\nratio {np.median(ratios):.1f} (from {ratios.min():.1f} to {ratios.max():.1f} over {args.rounds} rounds)")
+    show_times(seconds, hours_per_s={name: f"{hours / np.median(times):.2f}" for name, times in seconds.items()})
+    found = ratio(seconds, COMPUTED, OURS)
+    show_ratio("\nratio", found, "2")
     print(f"largest difference {difference:.1e} nat")
-    if args.json:
-        figures = {
-            "benchmark": "features",
-            "machine": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
-            "torch": torch.__version__,
-            **{name: getattr(args, name) for name in ("clips", "seconds", "mels", "threads", "rounds")},
-            "times_s": {name: times.tolist() for name, times in seconds.items()},
-            "ratio_median": float(np.median(ratios)),
-            "largest_difference": float(difference),
-        }
-        args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-
-
-def measure(rows: dict[str, Callable[[], object]], rounds: int) -> dict[str, np.ndarray]:
-    """Seconds of each row in each round; the rows take turns, so that a busy machine slows all alike."""
-    times: dict[str, list[float]] = {name: [] for name in rows}
-    for row in rows.values():
-        row()
-    for _ in range(rounds):
-        for name, row in rows.items():
-            begun = time.perf_counter()
-            row()
-            times[name].append(time.perf_counter() - begun)
-    return {name: np.array(values) for name, values in times.items()}
+    settings = {name: getattr(args, name) for name in ("clips", "seconds", "mels", "rounds", "clock")}
+    difference = float(difference)
+    write_json(
+        args.json, "features", **machine(args.threads), **settings, times_s=seconds, ratio=found, difference=difference
+    )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
-"""Shared settings: one thread (the tensors are small, and threads that wait for each other crawl on a busy machine), and
-hypothesis without deadlines."""
+"""Shared settings: one thread, and hypothesis without deadlines.
+
+The tensors are small, and threads that wait for each other crawl on a busy machine.
+"""
 
 import torch
 from hypothesis import settings

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from auricle.audio.io import as_waveform, probe, read, resampled_length, write
+from auricle.audio.io import BLOCK, as_waveform, probe, read, resampled_length, write
 from auricle.errors import AudioError
 
 PCM = ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT"]
@@ -140,6 +140,32 @@ def test_a_truncated_file_reads_up_to_the_damage_or_says_so(tmp_path, suffix):
             read(path)
     else:
         assert 10_000 < len(read(path)) < 70_000
+
+
+def test_many_channels_cost_no_more_memory_than_few(tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "a.wav", noise(5_000, 1_000), 16_000, subtype="FLOAT")
+    held = []
+    original = soundfile.SoundFile.read
+
+    def counted(self, *args, **kwargs):
+        block = original(self, *args, **kwargs)
+        held.append(block.size)
+        return block
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", counted)
+    np.testing.assert_allclose(read(tmp_path / "a.wav"), noise(5_000, 1_000).mean(1), atol=1e-6)
+    assert max(held) <= BLOCK
+    assert sum(held) == 5_000_000
+
+
+@pytest.mark.filterwarnings("error")
+def test_infinities_that_cancel_are_refused_without_a_warning(tmp_path):
+    audio = noise(100, 2)
+    audio[50] = np.inf, -np.inf
+    soundfile.write(tmp_path / "a.wav", audio, 16_000, subtype="FLOAT")
+    for source in (tmp_path / "a.wav", audio.T):
+        with pytest.raises(AudioError, match="NaN or infinite"):
+            as_waveform(source, 16_000, 16_000)
 
 
 def test_what_is_no_audio_is_refused_in_one_line(tmp_path):

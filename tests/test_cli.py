@@ -58,6 +58,12 @@ def test_from_recordings_to_a_page(corpus, run, tmp_path, capsys):
     assert "pitch" in page.read_text(encoding="utf-8")
 
 
+def test_one_held_out_clip_raises_no_alarm_of_collapse(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert not [line for line in lines if line["split"] == "alarm" and "collapse" in line["name"]]
+    assert [line["step"] for line in lines if line["split"] == "valid"] == [0, 4, 8]
+
+
 def test_layers_are_chosen_by_number(corpus, run, tmp_path):
     assert cli.main(["embed", str(run), "--data", str(corpus), "--output", str(tmp_path), "--layers", "0,1"]) == 0
     names = pq.read_schema(next(tmp_path.glob("*.parquet"))).names
@@ -101,6 +107,7 @@ def test_a_finished_run_resumes_to_nothing(run, capsys):
         (["evaluate", "fbank", "--suite", "quik"], "did you mean 'quick'"),
         (["report", "/no/such"], "/no/such"),
         (["prepare", "librispech", "/no/such", "--output", "x"], "did you mean 'librispeech'"),
+        (["prepare", "fsdd", "/no/such", "--output", "x", "--cpc", "y"], "takes no option 'cpc'"),
         (["check", "no_such_module:Thing"], "no_such_module"),
     ],
 )
@@ -138,7 +145,7 @@ def test_importing_and_helping_need_no_torch():
     code = """
 import sys, auricle, auricle.cli
 auricle.cli.main(["--help"])
-auricle.cli.main(["list", "presets"])
+auricle.cli.main(["list", "tasks"])
 assert "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
@@ -158,12 +165,12 @@ def test_options_are_these(capsys):
         "demo": {"output", "seconds", "seed"},
         "embed": {"data", "output", "level", "layers", "pool", "dtype", "precision", "batch-seconds", "workers",
                   "max-skipped", "device", "json"},
-        "evaluate": {"suite", "tasks", "data", "target", "level", "metric", "group", "unit", "pool", "heads", "seeds",
-                     "output", "overwrite", "device", "json"},
+        "evaluate": {"suite", "tasks", "data", "target", "level", "metric", "split", "group", "unit", "pool", "heads",
+                     "seeds", "output", "overwrite", "device", "json"},
         "report": {"output"},
         "list": {"json"},
         "check": set(),
-        "prepare": {"output"},
+        "prepare": {"output", "subsets", "alignments", "cpc"},
     }  # fmt: skip
     assert set(wanted) | {"pretrain"} == set(cli.VERBS)
     for verb, options in wanted.items():

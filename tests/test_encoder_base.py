@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from auricle.config import Config
-from auricle.encoders.base import Encoder, Frames, choose_layers, combine_layers, pool_frames
+from auricle.encoders.base import Encoder, Frames, choose_layers, join_stretches, pool_frames, pool_stretches
 from auricle.errors import AudioError, ConfigError
 
 
@@ -54,13 +54,6 @@ def test_a_layer_that_is_not_there_is_refused(layer):
         choose_layers([layer], (8, 8, 8, 8))
 
 
-def test_combined_layers():
-    states = [torch.full((5, 2), value) for value in (1.0, 3.0)]
-    assert torch.equal(combine_layers(states, "mean"), torch.full((5, 2), 2.0))
-    assert combine_layers(states, "all").shape == (2, 5, 2)
-    assert torch.equal(combine_layers(states[1:], "last"), states[1])
-
-
 def test_pooling_equals_numpy_over_true_frames_and_ignores_the_rest():
     hidden, lengths = torch.randn(4, 9, 5, generator=torch.Generator().manual_seed(0)), [9, 1, 4, 6]
     for clip, length in enumerate(lengths):
@@ -72,6 +65,30 @@ def test_pooling_equals_numpy_over_true_frames_and_ignores_the_rest():
     np.testing.assert_array_equal(pool_frames(hidden, torch.tensor(lengths), "mean").numpy(), pooled[:, :5])
 
 
+def test_stretches_join_and_pool_to_what_the_whole_does():
+    """Three clips in pieces of any size, in any order of clips, far from 0 so that a sum of squares would drown."""
+    lengths, order = [7, 0, 12], [(2, 5), (0, 3), (2, 1), (0, 4), (2, 6)]
+    whole = 1e4 + torch.randn(2, 3, 12, 4, generator=torch.Generator().manual_seed(0))
+    stretches, filled = [], [0, 0, 0]
+    for row, size in order:
+        part = whole[:, row : row + 1, filled[row] : filled[row] + size]
+        part = torch.cat([part, torch.full((2, 1, 2, 4), torch.nan)], dim=2)  # padding
+        stretches.append((torch.tensor([row]), Frames(list(part), torch.tensor([size]))))
+        filled[row] += size
+    joined, counts = join_stretches(stretches, 3)
+    assert counts.tolist() == lengths
+    for how in ("mean", "meanstd"):
+        pooled, counts = pool_stretches(stretches, 3, how)
+        assert counts.tolist() == lengths
+        for layer in range(2):
+            for row in (0, 2):
+                frames = whole[layer, row, : lengths[row]]
+                np.testing.assert_array_equal(joined[layer][row], frames)
+                frames = frames.double().numpy()
+                expected = frames.mean(0) if how == "mean" else np.concatenate([frames.mean(0), frames.std(0)])
+                np.testing.assert_allclose(pooled[layer][row], expected, rtol=2e-3 if how == "meanstd" else 2e-7)
+
+
 def test_one_recording(encoder):
     audio = np.repeat(np.arange(1, 7, dtype=np.float32) / 10, 100)  # six frames: .1, .2, ...
     weight = np.arange(1.0, 5.0)
@@ -79,6 +96,12 @@ def test_one_recording(encoder):
     np.testing.assert_allclose(encoder.frames(audio, 1000), expected, rtol=1e-5)
     np.testing.assert_allclose(encoder.frames(audio, 1000, layers=[0])[0], expected / weight**2, rtol=1e-5)
     assert encoder.frames(audio, 1000, layers="all").shape == (3, 6, 4)
+    np.testing.assert_allclose(
+        encoder.frames(audio, 1000, layers="mean"), expected * (1 / weight**2 + 1 / weight + 1) / 3, rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        encoder.clip(audio, 1000, layers="mean"), encoder.frames(audio, 1000, layers="mean").mean(0), rtol=1e-5
+    )
     np.testing.assert_allclose(encoder.clip(audio, 1000), expected.mean(0), rtol=1e-5)
     both = encoder.clip(audio, 1000, layers="all", pool="meanstd")
     np.testing.assert_allclose(both[2], np.concatenate([expected.mean(0), expected.std(0)]), rtol=1e-4)

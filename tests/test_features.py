@@ -20,7 +20,7 @@ from auricle.features.fbank import EPSILON, KaldiFbank
 from auricle.features.frontend import FrontEnd, FrontEndConfig
 from auricle.features.melspec import DecibelSpectrogram, LogSpectrogram, reflect_edges
 from auricle.features.mfcc import KaldiMfcc
-from auricle.features.normalize import normalize_utterance, set_level
+from auricle.features.normalize import level_gain, normalize_utterance
 from auricle.features.spectrum import mel_filters
 
 KALDI_WINDOWS = {"povey": "povey", "hann": "hanning", "hamming": "hamming"}
@@ -253,7 +253,7 @@ def test_reflection_equals_numpys(lengths: list[int], before: int, after: int) -
 
 def test_level_is_that_of_the_true_samples_and_silence_stays_silent() -> None:
     waveforms, lengths = batch_of(signal(1000), signal(16000, 1), np.zeros(500, np.float32))
-    scaled = set_level(waveforms, lengths, -25.0)
+    scaled = waveforms * level_gain(waveforms, lengths, -25.0)
     for row, length in zip(scaled[:2], lengths[:2], strict=True):
         assert 20 * math.log10(row[:length].square().mean().sqrt()) == pytest.approx(-25, abs=1e-4)
     assert not scaled[2].any()
@@ -262,9 +262,8 @@ def test_level_is_that_of_the_true_samples_and_silence_stays_silent() -> None:
 def test_level_does_not_depend_on_padding_by_a_single_bit() -> None:
     """Bands far below the loudest hold the rounding of every sample, so the gain must not differ at all."""
     clips = [signal(1000 + 37 * seed, seed) for seed in range(40)]
-    together = set_level(*batch_of(*clips), -25.0)
-    for row, clip in zip(together, clips, strict=True):
-        assert torch.equal(row[: len(clip)], set_level(*batch_of(clip), -25.0)[0])
+    together = level_gain(*batch_of(*clips), -25.0)
+    assert torch.equal(together, torch.cat([level_gain(*batch_of(clip), -25.0) for clip in clips]))
 
 
 def test_deltas_are_regression_slopes_and_replicate_the_true_ends() -> None:
@@ -418,6 +417,20 @@ def test_long_clips_are_worked_through_in_pieces(name: str, monkeypatch: pytest.
     monkeypatch.setattr("auricle.features.spectrum.CPU_FRAMES", 7)
     pieces, _ = front_end(*batch)
     torch.testing.assert_close(pieces, whole, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", FRONT_ENDS)
+def test_long_clips_are_transformed_in_stretches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ends of clips fall before, on, and just past the ends of stretches of 20 frames."""
+    front_end = FrontEnd(FRONT_ENDS[name])
+    hop = front_end.config.hop_size
+    sizes = (70 * hop + 5, 20 * hop, 40 * hop + 401, 39 * hop, 3)
+    batch = batch_of(*(signal(samples, seed) for seed, samples in enumerate(sizes)))
+    whole, lengths = front_end(*batch)
+    monkeypatch.setattr("auricle.features.frontend.STRETCH", 20)
+    stretches, counts = front_end(*batch)
+    assert torch.equal(counts, lengths)
+    torch.testing.assert_close(stretches, whole, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name", FRONT_ENDS)

@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+from datetime import date, datetime, timedelta
+from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
@@ -194,7 +196,9 @@ def test_interval_labels(corpus):
         ("path,start_s\naudio/a.wav,-1\n", "row 1: 'start_s' is -1"),
         ("path,start_s,end_s\naudio/a.wav,0,1\naudio/b.flac,1.5,1.2\n", "row 2: the clip is from 1.5 to 1.2 s"),
         ("path,start_s,end_s\naudio/a.wav,0.5,0.5\n", "row 1: the clip is"),
-        ("path,start_s\naudio/a.wav,soon\n", "'start_s' must hold seconds"),
+        ("path,start_s\naudio/a.wav,soon\n", "row 1: 'start_s' is 'soon', which is no number of seconds"),
+        ("path,end_s\naudio/a.wav,0.5\naudio/b.flac,1 s\n", "row 2: 'end_s' is '1 s'"),
+        ("path,end_s\naudio/a.wav,2020-01-02\n", "'end_s'"),
         ("path,phones_tsv\naudio/a.wav,back.tsv\n", "row 1: 'x' from 0.5 to 0.2 s"),
         ("path,phones_tsv\naudio/a.wav,early.tsv\n", "row 1: 'x' from -0.5 to 0.2 s"),
         ("path,phones_tsv\naudio/a.wav,words.tsv\n", r"words\.tsv: line 1 is not"),
@@ -250,22 +254,106 @@ def test_a_file_cut_short_costs_its_clips_and_no_more(corpus):
     [
         ('{"path": "audio/a.wav"', "line 1 is not JSON"),
         ("[1, 2]", "not a JSON object"),
-        ('{"path": "audio/a.wav", "x": 1}\n{"path": "audio/b.flac", "x": "one"}', "column 'x' mixes types"),
-        ('{"path": "audio/a.wav", "x": [{"start": "now", "end": 1, "label": "a"}]}', "column 'x' mixes types"),
+        (
+            '{"path": "audio/a.wav", "x": 1}\n{"path": "audio/b.flac", "x": "one"}',
+            "column 'x' mixes types: a number at first, text in row 2",
+        ),
+        ('{"path": "audio/a.wav", "x": [{"start": "now", "end": 1, "label": "a"}]}', "column 'x' holds values that do"),
+        (
+            '{"path": "audio/a.wav", "x": [[0, 1, "a"]]}\n{"path": "audio/b.flac", "x": 0}',
+            "a list at first, a number in row 2",
+        ),
+        ('{"path": "audio/a.wav", "x": 1' + 5000 * "0" + "}", "line 1 is not JSON"),
+        (5000 * "[", "line 1 is not JSON"),
+        ('{"path": "audio/\\ud800.wav"}', "cannot be read as jsonl"),
+        ('{"path": "audio/a.wav", "\\ud800": 1}', "cannot be read as jsonl"),
+        ('{"path": "audio/a.wav", "id": ["a"]}', "'id' must hold text"),
+        ('{"path": "audio/a.wav", "start_s": {"s": 1}}', "'start_s' must hold seconds"),
+        ('{"path": "audio/a.wav", "x_tsv": "x\\u0000.tsv"}', "cannot be read"),
+        ('{"path": "no such\\nfile.wav"}', "no file can be read"),
         ('{"path": {"bytes": "x"}}', "'path' must hold text"),
     ],
 )
 def test_lines_that_make_no_sense(corpus, line, reason):
-    with pytest.raises(ManifestError, match=reason):
+    with pytest.raises(ManifestError, match=reason) as caught:
         Manifest.open(table(corpus / "m.jsonl", line))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_text_of_any_system(corpus, end, encoding):
+    lines = ["path,word", 'audio/a.wav,"yes, or ""no"""', "audio/b.flac,é 漢", ""]
+    (corpus / "m.csv").write_bytes(end.join(lines).encode(encoding))
+    assert Manifest.open(corpus / "m.csv").column("word") == ['yes, or "no"', "é 漢"]
+
+
+def test_labels_of_odd_types(corpus):
+    """Whatever Parquet holds can be opened, hashed, and saved with its run; equal content has equal hashes."""
+    columns = {
+        "when": pa.array([datetime(2020, 1, 2)]),
+        "day": pa.array([date(2020, 1, 2)]),
+        "wait": pa.array([timedelta(seconds=3)]),
+        "price": pa.array([Decimal("1.50")]),
+        "half": pa.array([np.float16(0.5)]),
+        "raw": pa.array([b"\xff"]),
+        "word": pa.array(["x"]).dictionary_encode(),
+        "long": pa.array(["x"], pa.large_string()),
+        "list": pa.array([["a", None]]),
+        "map": pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64())),
+        "record": pa.array([{"a": 1}]),
+        "nothing": pa.nulls(1),
+        "large": pa.array([2**63], pa.uint64()),
+    }
+    pq.write_table(pa.table({"path": ["audio/a.wav"], **columns}), corpus / "odd.parquet")
+    manifest = Manifest.open(corpus / "odd.parquet")
+    assert manifest.labels == list(columns)
+    manifest.save(corpus / "m.parquet")
+    again = Manifest.open(corpus / "m.parquet")
+    assert again.content_hash() == manifest.content_hash()
+    assert again.row(0) == manifest.row(0)
+    for name in columns:
+        assert again.with_column(name, ["other"]).content_hash() != manifest.content_hash()
+
+
+def test_parquet_that_makes_no_sense(corpus):
+    interval = pa.struct([("start", pa.float64()), ("end", pa.float64()), ("label", pa.string())])
+    bad_text = pa.StringArray.from_buffers(1, pa.py_buffer(np.array([0, 1], np.int32)), pa.py_buffer(b"\xff"))
+    for name, column, reason in (
+        ("phones", pa.array([[None]], pa.list_(interval)), "'phones' holds intervals that are none"),
+        ("word", bad_text, "cannot be read as parquet .*UTF8"),
+        ("start_s", pa.array([timedelta(seconds=1)]), "'start_s' must hold seconds"),
+    ):
+        pq.write_table(pa.table({"path": ["audio/a.wav"], name: column}), corpus / "m.parquet")
+        with pytest.raises(ManifestError, match=reason):
+            Manifest.open(corpus / "m.parquet")
+    saved = Manifest.open(corpus / "audio")
+    saved.save(corpus / "m.parquet")
+    metadata = pq.read_schema(corpus / "m.parquet").metadata
+    for table_, reason in (
+        (saved.table.drop_columns(["duration_s"]), "'duration_s' is missing"),
+        (saved.table.set_column(2, "start_s", [["soon"] * 3]), "'start_s' is missing or not double"),
+    ):
+        pq.write_table(table_.replace_schema_metadata(metadata), corpus / "m.parquet")
+        with pytest.raises(ManifestError, match=reason):
+            Manifest.open(corpus / "m.parquet")
+    with pytest.raises(ManifestError, match="cannot be written"):
+        Manifest.open(table(corpus / "m.jsonl", '{"path": "audio/a.wav", "x": {}}')).save(corpus / "n.parquet")
+
+
+def test_overlapping_intervals_are_kept_by_start_then_end(corpus):
+    rows = [[0.5, 0.9, "c"], [0, 1, "b"], [0.5, 0.6, "d"], [0, 0.2, "a"]]
+    manifest = Manifest.open(table(corpus / "m.jsonl", json.dumps({"path": "audio/a.wav", "x": rows})))
+    assert [item["label"] for item in manifest.column("x")[0]] == ["a", "b", "d", "c"]
 
 
 def test_other_files_are_refused(corpus):
     with pytest.raises(ManifestError, match="expected a folder"):
         Manifest.open(table(corpus / "m.xlsx", "x"))
-    (corpus / "m.csv").write_bytes("path,name\naudio/a.wav,é\n".encode("latin-1"))
-    with pytest.raises(ManifestError, match="cannot be read as csv"):
-        Manifest.open(corpus / "m.csv")
+    for encoding in ("latin-1", "utf-16", "utf-32"):
+        (corpus / "m.csv").write_bytes("path,name\naudio/a.wav,é\n".encode(encoding))
+        with pytest.raises(ManifestError, match="cannot be read as csv"):
+            Manifest.open(corpus / "m.csv")
     with pytest.raises(ManifestError, match="cannot be read as parquet"):
         Manifest.open(table(corpus / "m.parquet", "PAR1 or so"))
 

@@ -147,8 +147,8 @@ def test_chosen_layers_are_those_of_all():
     every, some = model(batch.waveforms, batch.lengths), model(batch.waveforms, batch.lengths, layers=[2, 0])
     assert torch.equal(some.hidden_states[0], every.hidden_states[2])
     assert torch.equal(some.hidden_states[1], every.hidden_states[0])
-    assert model.offset == 0
-    assert model.hop == 160
+    assert model.hop == 320  # two frames of 160 samples, the first centred on sample 0, make a step
+    assert model.offset == 80
 
 
 def test_chunks_equal_the_whole_below_their_size_and_see_their_window_above():

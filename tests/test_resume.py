@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -270,25 +269,38 @@ def test_an_empty_folder_begins_under_resume(corpus, tmp_path):
 # -------------------------------------------------------------------------------------------- slow: real processes
 
 
-def start(corpus: Path, output: Path, changes: dict, kill_after_s: float | None = None) -> int:
-    """Run `tiny.py` in a process of its own; with `kill_after_s` it gets SIGKILL that long after its first step."""
-    command = [sys.executable, str(Path(__file__).with_name("tiny.py")), str(corpus), str(output), json.dumps(changes)]
-    command += [] if kill_after_s is None else [str(kill_after_s)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr
-    return done.returncode
+def start(corpus: Path, output: Path, changes: dict, kill: tuple[int, float] | None = None) -> int:
+    """`tiny.start` in a process of its own, forked from a server that holds the imports already; its exit code."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tiny"])
+    process = context.Process(target=tiny.start, args=(str(corpus), str(output), changes, kill))
+    process.start()
+    process.join(300)
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 2])
-def test_kill_9_at_random_moments(corpus, tmp_path, workers):
-    changes = {"train": {"steps": 300, "checkpoint_every": 20}, "data": {"workers": workers}}
-    assert start(corpus, tmp_path / "whole", changes) == 0
-    draw, output = random.Random(workers), tmp_path / "killed"
-    kills = [start(corpus, output, changes, draw.uniform(0.05, 0.6)) for _ in range(3)]
-    assert sum(code != 0 for code in kills) > 1
-    assert start(corpus, output, changes) == 0
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"data": {"workers": 2}}, {"train": {"compile": True}}],
+    ids=["eager", "readers", "compiled"],
+)
+def test_kill_9_at_ten_random_moments(corpus, tmp_path, changes):
+    spoiled = spoil(corpus, tmp_path / "spoiled", 2)
+    changes = {
+        **changes,
+        "train": {**changes.get("train", {}), "steps": 300, "checkpoint_every": 10, "valid_every": 25},
+    }
+    changes["data"] = {**changes.get("data", {}), "max_skipped": 0.2}
+    assert start(spoiled, tmp_path / "whole", changes) == 0
+    draw, output = random.Random(0), tmp_path / "killed"
+    kills = [start(spoiled, output, changes, (draw.randint(1, 18), draw.uniform(0, 0.02))) for _ in range(10)]
+    assert kills == [-signal.SIGKILL] * 10
+    assert checkpoint.newest(output / "checkpoints") is not None
+    assert start(spoiled, output, changes) == 0
     assert_same_run(tmp_path / "whole", output)
+    assert len(lines(output, name="skipped.jsonl")) == 2
     assert len(lines(output, "session")) > 1
 
 

@@ -92,6 +92,16 @@ def test_quantities_are_spread_by_quantile():
         assert np.abs(np.bincount(deciles[splits.rows(part)], minlength=10) - count).max() <= 1
 
 
+@pytest.mark.filterwarnings("error")
+def test_quantities_that_are_none_are_spread_among_themselves():
+    tempo = np.random.default_rng(0).lognormal(4.5, 1, 200)
+    tempo[:20], tempo[20] = np.nan, np.inf
+    splits = split(clips(200, tempo=tempo), "tempo")
+    assert np.sum(np.isnan(tempo[splits.rows("train")])) in (11, 12, 13)
+    with pytest.raises(ManifestError, match="'tempo' has no values"):
+        split(clips(20, tempo=np.full(20, np.nan)), "tempo")
+
+
 @pytest.mark.parametrize("joined", [False, True])
 def test_labels_are_spread_by_the_rarest(joined):
     instruments = [["drums", "bass"] if row % 10 else ["drums", "harp"] for row in range(100)]

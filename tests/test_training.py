@@ -7,6 +7,8 @@ import math
 import os
 import resource
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +19,17 @@ from safetensors.torch import load_file
 from tiny import TinyMethod, tiny_run, write_corpus
 from torch import nn
 
+from auricle.config import edit
 from auricle.data.batching import Batch, Skip
 from auricle.encoders import FAMILIES
 from auricle.encoders.checkpoint import load as load_encoder
 from auricle.errors import AuricleError, CheckpointError, ConfigError, ManifestError, TooManySkipsError, TrainingError
-from auricle.methods import METHODS
+from auricle.methods import METHODS, PRESETS
 from auricle.methods.base import TrainConfig
+from auricle.training import folder, optim
 from auricle.training import loop as loop_module
-from auricle.training import optim
 from auricle.training.logs import RunLog
-from auricle.training.loop import TrainingInterrupted, pretrain
+from auricle.training.loop import TrainingInterrupted, pretrain, resume
 from auricle.training.processes import Processes
 
 
@@ -243,6 +246,58 @@ def test_ten_gated_in_a_row_stop_the_run_and_keep_the_checkpoint(corpus, tmp_pat
     quiet(nine, corpus, tmp_path / "nine")
 
 
+def test_a_preset_by_name_with_edits(corpus, tmp_path, monkeypatch):
+    monkeypatch.setitem(PRESETS, "tiny_test", "tiny:TinyRun")
+    edits = {"train": {"steps": 3, "precision": "fp32"}, "encoder": {"dim": 5}, "data": {"batch_seconds": 3.0}}
+    named = pretrain("tiny-test", corpus, tmp_path / "named", progress=False, **edits)
+    built = quiet(edit(tiny.TinyRun(), **edits), corpus, tmp_path / "built")
+    final = "checkpoints/step-00000003/model.safetensors"
+    assert (named / final).read_bytes() == (built / final).read_bytes()
+    assert load_encoder(named).dims[-1] == 5
+    for name, wrong, words in (
+        ("tiny-tst", {}, "did you mean 'tiny-test'"),
+        ("tiny-test", {"trian": {"steps": 3}}, "did you mean 'train'"),
+        ("tiny-test", {"train": {"stepz": 3}}, "did you mean 'train.steps'"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            pretrain(name, corpus, tmp_path / "wrong", **wrong)
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_a_second_process_is_kept_out(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(folder, "LOCK_PATIENCE_S", 0)
+    out = quiet(tiny_run(train={"stop_after_s": 1e-6}), corpus, tmp_path / "run")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    other = "import filelock, sys; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(flush=True); input()"
+    command = [sys.executable, "-c", other, str(out / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
+        for start in (lambda: quiet(tiny_run(), corpus, out, resume=True), lambda: resume(out, progress=False)):
+            with pytest.raises(CheckpointError, match="another process is training this run") as error:
+                start()
+            assert "\n" not in str(error.value)
+        holder.kill()
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    resume(out, progress=False)  # the lock died with its holder
+
+
+def test_a_probe_of_a_label_column(corpus, tmp_path):
+    names = sorted(path.name for path in corpus.iterdir())
+    rows = [f"{corpus / name},{('low', 'mid', 'high')[i % 3]}" for i, name in enumerate(names)]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,pitch", *rows]))
+    run = tiny_run(train={"steps": 30, "probe": "pitch"}, data={"valid_fraction": 0.6})
+    out = quiet(run, tmp_path / "labels.csv", tmp_path / "run")
+    blind = quiet(edit(run, train={"probe": None}), tmp_path / "labels.csv", tmp_path / "blind")
+    valid = lines(out, "valid")
+    assert len(valid) == 4
+    assert all(0 <= line[f"probe_pitch_{layer}"] <= 1 for line in valid for layer in (0, 1))
+    final = "checkpoints/step-00000030/model.safetensors"
+    assert (out / final).read_bytes() == (blind / final).read_bytes()  # labels do not reach training
+    with pytest.raises(ConfigError, match="did you mean 'pitch'"):
+        quiet(edit(run, train={"probe": "pich"}), tmp_path / "labels.csv", tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()
+
+
 def test_the_probe_sees_an_encoder_at_rest(corpus, tmp_path):
     modes = []
 
@@ -380,6 +435,13 @@ def test_an_absent_device_is_one_line():
     for device in ("cuda:0", "nonsense"):
         with pytest.raises(ConfigError, match=device):
             Processes(TrainConfig(device=device))
+
+
+def test_sharding_alone_is_one_line():
+    with pytest.raises(ConfigError, match="needs several processes"):
+        Processes(TrainConfig(sharding="fsdp", device="cpu"))
+    with pytest.raises(ConfigError, match="exclude each other"):
+        TrainConfig.parse({"sharding": "fsdp", "compile": True})
 
 
 def test_logs_are_cut_back_and_survive_a_torn_line(tmp_path):

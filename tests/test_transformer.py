@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from auricle.nn import transformer
 from auricle.nn.losses import reconstruction_loss
 from auricle.nn.positions import SinusoidalPositions, sinusoids
-from auricle.nn.transformer import Dropout, Transformer, _plain_attention, attention, padding_bias
+from auricle.nn.transformer import Dropout, Linear, Transformer, _plain_attention, attention, mix_padded, padding_bias
 
 
 def reference_layer(block, norm: str) -> nn.TransformerEncoderLayer:
@@ -113,6 +116,41 @@ def test_plain_products_equal_the_fused_kernel(frames):
             torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("scores", [1, 200, 1 << 22])
+def test_true_frames_alone_give_what_the_padded_batch_gives(monkeypatch, scores):
+    monkeypatch.setattr(transformer, "CPU_SCORES", scores)  # heads one by one, a few together, all
+    torch.manual_seed(0)
+    model = shaken(Transformer(32, 3, 4, 64, dropout=0.0, attention_dropout=0.0, norm="pre")).double()
+    x, lengths = torch.randn(4, 13, 32, dtype=torch.float64, requires_grad=True), torch.tensor([13, 0, 7, 1])
+    true = torch.arange(13) < lengths[:, None]
+    packed = model(x, lengths)
+    padded = model._run(x, range(4), partial(mix_padded, bias=padding_bias(lengths, 13)))
+    grads = []
+    for states in (packed, padded):
+        loss = sum((state[true] ** 3).sum() for state in states)
+        grads.append(torch.autograd.grad(loss, [x, *model.parameters()]))
+    for ours, plain in zip([*packed, *grads[0]], [*padded, *grads[1]], strict=True):
+        if ours.shape == x.shape:
+            ours, plain = ours[true], plain[true]
+        torch.testing.assert_close(ours, plain)
+
+
+@pytest.mark.parametrize("shape", [(40,), (3, 40), (2, 300, 40), (0, 40)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_linear_is_pytorchs(shape, dtype):
+    torch.manual_seed(0)
+    layer = Linear(40, 24).to(dtype)
+    x = torch.randn(shape, dtype=dtype, requires_grad=True)
+    results = []
+    for out in (layer(x), F.linear(x, layer.weight, layer.bias)):
+        results.append([out, *torch.autograd.grad((out**2).sum(), [x, layer.weight, layer.bias])])
+    for ours, plain in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain, atol=1e-3, rtol=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = x.dtype if dtype == torch.float64 else torch.bfloat16
+        assert layer(x).dtype == F.linear(x, layer.weight, layer.bias).dtype == expected
+
+
 def test_bfloat16_follows_float32():
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 4, 50, 16).unbind(0)
@@ -166,6 +204,11 @@ def test_dropout_keeps_the_mean_and_scales_the_gradient(p, dtype, seed):
     assert out[out != 0].unique().tolist() == [torch.tensor(1 / (1 - p), dtype=dtype).item()]
     neighbours = (out[:-1] == 0) & (out[1:] == 0)  # elements that share a draw are independent too
     assert neighbours.double().mean().item() == pytest.approx(p * p, abs=0.01)
+
+
+@pytest.mark.parametrize(("p", "mean"), [(1e-9, 1.0), (1 - 1e-9, 0.0)])
+def test_dropout_takes_extreme_rates(p, mean):
+    assert (Dropout(p)(torch.ones(1000)) > 0).float().mean() == pytest.approx(mean, abs=0.01)
 
 
 def test_dropout_does_nothing_in_evaluation():

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import multiprocessing
+import os
+import signal
+import sys
 from pathlib import Path
+from threading import Timer
 from typing import ClassVar
 
 import numpy as np
@@ -49,6 +55,8 @@ class TinyObjective(Config):
     dropout: float = Field(0.2, ge=0, lt=1)
     sick: tuple[int, ...] = ()
     """Steps whose loss is NaN."""
+    idle: bool = False
+    """There is a weight that no step uses."""
     pictures: bool = False
     """Drawing them takes longer than the rest of a test."""
 
@@ -66,6 +74,9 @@ class TinyMethod(Method):
         self.register_buffer("teacher", torch.zeros(run.encoder.dim, HOP))
         self.register_buffer("scale", torch.zeros(()))
         self.register_buffer("steps_seen", torch.zeros((), dtype=torch.int64))
+        if run.objective.idle:
+            self.idle = nn.Parameter(torch.ones(3))
+            self.skips_weights = True
         self.sick, self.pictures = run.objective.sick, run.objective.pictures
 
     def prepare(self, batches) -> None:
@@ -135,24 +146,25 @@ def write_corpus(folder: Path, clips: int = 24) -> Path:
     return folder
 
 
-if __name__ == "__main__":  # for tests of whole processes: tiny.py CORPUS OUTPUT CHANGES [SECONDS UNTIL SIGKILL]
-    import json
-    import os
-    import signal
-    import sys
-    from threading import Timer
-
+def start(corpus: str, output: str, changes: dict, kill: tuple[int, float] | None = None) -> None:
+    """A run in this process, until (steps, seconds after them) in `kill`."""
     register()
     torch.set_num_threads(1)
-    corpus, output, changes, *kill_after_s = sys.argv[1:]
-    if kill_after_s:
+    multiprocessing.set_start_method("fork", force=True)  # of readers, whatever way this process was started
+    follow, done = TinyMethod.on_optimizer_step, []
 
-        def die_later(self: TinyMethod, step: int, follow=TinyMethod.on_optimizer_step, timers=[]) -> None:  # noqa: B006
-            follow(self, step)
-            if not timers:
-                timers.append(Timer(float(kill_after_s[0]), os.kill, (os.getpid(), signal.SIGKILL)))
-                timers[0].daemon = True
-                timers[0].start()
+    def die_later(self: TinyMethod, step: int) -> None:
+        follow(self, step)
+        done.append(step)
+        if len(done) == kill[0]:
+            timer = Timer(kill[1], os.kill, (os.getpid(), signal.SIGKILL))
+            timer.daemon = True
+            timer.start()
 
+    if kill:
         TinyMethod.on_optimizer_step = die_later
-    pretrain(tiny_run(**json.loads(changes)), [corpus], output, resume=True, progress=False)
+    pretrain(tiny_run(**changes), [corpus], output, resume=True, progress=False)
+
+
+if __name__ == "__main__":  # for tests of several processes: tiny.py CORPUS OUTPUT CHANGES
+    start(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]))

@@ -40,7 +40,9 @@ EXTENSIONS = UNSUPPORTED | {
 LOWEST_RATE, HIGHEST_RATE = 1_000, 1_000_000  # Hz; anything else is a damaged header
 LOUDEST = 10.0  # 20 dB over full scale: floats beyond were never scaled to [-1, 1]
 MARGIN = 256  # samples at the lower rate; soxr's HQ filter has died away (below 1e-6) after 128
-BLOCK = 1 << 18  # samples decoded at a time, so that memory grows with the crop and not with rate or channels
+BLOCK = (
+    1 << 18
+)  # samples of all channels decoded at a time, so that memory grows with the crop and not with rate or channels
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,8 @@ def read(path: str | Path, sample_rate: int | None = None, start: int = 0, lengt
         end = file.frames
         if length is not None:
             end = min(end, math.ceil((start + length + margin) / new_step) * step)
-        blocks = list(_resample(_decode(file, path, first * step, end), rate, new_rate))
-    offset = start - first * new_step
-    waveform = np.concatenate(blocks)[offset:]
+        waveform = _joined(_resample(_decode(file, path, first * step, end), rate, new_rate))
+    waveform = waveform[start - first * new_step :]
     return _checked(waveform if length is None else waveform[:length], f"{path}: from sample {start}")
 
 
@@ -117,7 +118,7 @@ def as_waveform(audio: Audio, sample_rate: int | None, target_rate: int) -> Wave
         if not LOWEST_RATE <= rate <= HIGHEST_RATE:
             raise AudioError(f"audio: a sample rate of {rate} Hz is outside {LOWEST_RATE} to {HIGHEST_RATE}")
     samples = _mono(_as_array(audio))
-    return _checked(np.concatenate(list(_resample(iter([samples]), sample_rate, target_rate))), "audio")
+    return _checked(_joined(_resample(iter([samples]), sample_rate, target_rate)), "audio")
 
 
 def write(path: str | Path, waveform: NDArray[Any] | Tensor, sample_rate: int) -> None:
@@ -170,11 +171,11 @@ def _decode(file: soundfile.SoundFile, path: str | Path, begin: int, end: int) -
     try:
         file.seek(place)
         while place < end:
-            block = file.read(min(BLOCK, end - place), dtype="float32", always_2d=True)
+            block = file.read(min(max(1, BLOCK // file.channels), end - place), dtype="float32", always_2d=True)
             if not len(block):
                 return
             if place + len(block) > begin:
-                yield block[max(0, begin - place) :].mean(axis=1)
+                yield _mean(block[max(0, begin - place) :], axis=1)
             place += len(block)
     except soundfile.LibsndfileError as error:
         raise AudioError(f"{path}: is damaged near {place / file.samplerate:.1f} s ({_reason(error)})") from None
@@ -192,13 +193,22 @@ def _resample(blocks: Iterator[Waveform], rate: int, new_rate: int) -> Iterator[
     yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
+def _joined(blocks: Iterator[Waveform]) -> Waveform:
+    """The blocks one after another. The array grows in place: hours of audio are never held twice."""
+    waveform = np.zeros(0, np.float32)
+    for block in blocks:
+        waveform.resize(len(waveform) + len(block), refcheck=False)
+        waveform[len(waveform) - len(block) :] = block
+    return waveform
+
+
 def _checked(waveform: Waveform, where: str) -> Waveform:
     if not len(waveform):
         raise AudioError(f"{where}: there are no samples")
-    if not np.isfinite(waveform).all():
+    low, high = float(waveform.min()), float(waveform.max())
+    if not math.isfinite(high - low):  # a NaN anywhere is both
         raise AudioError(f"{where}: there are NaN or infinite samples")
-    peak = max(-float(waveform.min()), float(waveform.max()))
-    if peak > LOUDEST:
+    if (peak := max(-low, high)) > LOUDEST:
         raise AudioError(f"{where}: samples reach {peak:.4g}; floating-point audio is expected in [-1, 1]")
     return waveform
 
@@ -229,7 +239,13 @@ def _scaled(samples: NDArray[Any]) -> Waveform:
 
 def _mono(samples: NDArray[Any]) -> Waveform:
     scaled = _scaled(samples)
-    return scaled if scaled.ndim == 1 else scaled.mean(axis=0)
+    return scaled if scaled.ndim == 1 else _mean(scaled, axis=0)
+
+
+def _mean(channels: Waveform, axis: int) -> Waveform:
+    with np.errstate(all="ignore"):  # infinite ones are refused later, in one line
+        mixed: Waveform = channels.mean(axis=axis)
+        return mixed
 
 
 def _reason(error: Exception) -> str:

@@ -54,7 +54,7 @@ def interpret(table: pa.Table, folder: Path, where: str) -> tuple[pa.Table, list
     if id_column is None:
         ids = _derived_ids(paths, folder, times.get("start_s"))
     else:
-        ids = _texts(table.column(id_column).cast(pa.string()), where, id_column)
+        ids = _texts(_as_text(table.column(id_column)), where, id_column)
         _refuse_duplicates(ids, where)
 
     with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
@@ -115,6 +115,14 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(pa.string()) if pa.types.is_large_string(column.type) else column
 
 
+def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Numbers as text; what has no text stays, to be refused."""
+    try:
+        return column.cast(pa.string())
+    except pa.ArrowException:
+        return column
+
+
 def _texts(column: pa.ChunkedArray, where: str, name: str) -> list[str]:
     if not pa.types.is_string(column.type):
         raise ManifestError(f"{where}: column '{name}' must hold text, not {column.type}")
@@ -130,10 +138,20 @@ def _numbers(column: pa.ChunkedArray, where: str, name: str) -> NDArray[np.float
     try:
         values: NDArray[np.float64] = column.cast(pa.float64()).to_numpy().astype(np.float64)
     except pa.ArrowException:
-        raise ManifestError(f"{where}: column '{name}' must hold seconds, not {column.type}") from None
+        raise ManifestError(f"{where}: {_not_seconds(column, name)}") from None
     for row in np.flatnonzero((values < 0) | np.isinf(values))[:1]:
         raise ManifestError(f"{where}: row {row + 1}: '{name}' is {values[row]:g}; times are seconds from 0 on")
     return values
+
+
+def _not_seconds(column: pa.ChunkedArray, name: str) -> str:
+    if pa.types.is_string(column.type):
+        for row, value in enumerate(column, start=1):
+            try:
+                value.cast(pa.float64())
+            except pa.ArrowException:
+                return f"row {row}: '{name}' is '{value}', which is no number of seconds"
+    return f"column '{name}' must hold seconds, not {column.type}"
 
 
 def _segments(
@@ -203,7 +221,7 @@ def _names_tsv(column: pa.ChunkedArray) -> bool:
 def _checked_intervals(
     column: pa.Array, durations: NDArray[np.float64], rows: list[int], where: str
 ) -> tuple[pa.Array, dict[int, str]]:
-    """Intervals sorted by start, cut to the clip where they pass its end; by place, the clips whose end is not rounding.
+    """Intervals sorted by start and cut to their clips; by place, the clips that they pass by more than rounding.
 
     Raises `ManifestError` for times that are missing, infinite, below 0 or in reverse.
     """

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import signal
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
@@ -22,6 +24,8 @@ from auricle.errors import AudioError, ManifestError
 logger = logging.getLogger("auricle")
 MAX_HELD_OUT = 200
 """Clips; more would cost time at every measurement and tell little more."""
+AHEAD = 2
+"""Batches read while the one before them is used."""
 
 
 @dataclass(frozen=True)
@@ -189,9 +193,12 @@ class _Reader(Dataset[tuple[NDArray[np.int64], Batch]]):
             except AudioError as error:
                 skipped.append(Skip(crop.clip_id, crop.path, str(error).removeprefix(f"{crop.path}: ")))
         lengths = np.array([len(waveform) for waveform in waveforms], np.int64)
-        padded = np.zeros((len(waveforms), max(lengths, default=0)), np.float32)
-        for row, waveform in zip(padded, waveforms, strict=True):
-            row[: len(waveform)] = waveform
+        if len(waveforms) == 1:  # as a long clip is: it is not copied
+            padded = waveforms.pop()[None]
+        else:
+            padded = np.zeros((len(waveforms), max(lengths, default=0)), np.float32)
+            for row, waveform in zip(padded, waveforms, strict=True):
+                row[: len(waveform)] = waveform
         batch = Batch(
             waveforms=torch.from_numpy(padded),
             lengths=torch.from_numpy(lengths),
@@ -218,21 +225,41 @@ class _Reader(Dataset[tuple[NDArray[np.int64], Batch]]):
 
 def _silent(waveform: Waveform) -> bool:
     """Whether no sample reaches half a step of 16 bits."""
-    return bool(np.abs(waveform).max() < 2.0**-16)
+    return bool(max(-waveform.min(), waveform.max()) < 2.0**-16)
 
 
 def _load(plans: Iterable[Plan], needs: DataNeeds, workers: int) -> Iterator[tuple[NDArray[np.int64], Batch]]:
-    """The planned batches in order, read by `workers` processes ahead of time, or here."""
-    loader = DataLoader(
-        _Reader(needs),
-        sampler=plans,  # any iterable will do: the plans themselves travel, not row numbers
-        batch_size=None,
-        num_workers=workers,
-        collate_fn=_as_it_is,
-        worker_init_fn=_leave_interrupts_to_the_parent,
-        generator=torch.Generator(),  # its own, so that the global one, which seeds training, is not drawn from
+    """The planned batches in order, read ahead of time by `workers` processes, or by a thread of this one.
+
+    Decoding leaves Python's lock to others, so a thread is enough while the reading is faster than the model.
+    """
+    source = iter(
+        DataLoader(
+            _Reader(needs),
+            sampler=plans,  # any iterable will do: the plans themselves travel, not row numbers
+            batch_size=None,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            worker_init_fn=_leave_interrupts_to_the_parent,
+            generator=torch.Generator(),  # its own, so that the global one, which seeds training, is not drawn from
+        )
     )
-    return iter(loader)
+
+    def read_next() -> tuple[NDArray[np.int64], Batch] | None:
+        item = next(source, None)
+        if item is None or not torch.cuda.is_available():
+            return item
+        numbers, batch = item
+        return numbers, replace(batch, waveforms=batch.waveforms.pin_memory(), lengths=batch.lengths.pin_memory())
+
+    pool = ThreadPoolExecutor(1, "auricle-reader")
+    try:
+        coming = deque(pool.submit(read_next) for _ in range(AHEAD))
+        while (item := coming.popleft().result()) is not None:
+            coming.append(pool.submit(read_next))
+            yield item
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _as_it_is(item: Any) -> Any:

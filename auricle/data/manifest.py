@@ -132,8 +132,8 @@ class Manifest:
         try:
             pq.write_table(self.table.replace_schema_metadata(described), partial, row_group_size=65_536)
             os.replace(partial, path)
-        except OSError as error:
-            raise ManifestError(f"{path}: cannot be written ({error.strerror or error})") from None
+        except (OSError, pa.ArrowException) as error:  # Parquet knows no records without fields, for one
+            raise ManifestError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
 
     def content_hash(self) -> str:
         """Sixteen hex digits over clips, times and labels, in order, wherever the files lie."""
@@ -172,8 +172,8 @@ class _Hashing:
 
 
 def _is_flat(kind: pa.DataType) -> bool:
-    """Whether a value is one cell of a CSV."""
-    return bool(pa.types.is_primitive(kind) or pa.types.is_string(kind))
+    """Whether Arrow writes such values as cells of a CSV."""
+    return bool(pa.types.is_integer(kind) or kind in (pa.bool_(), pa.string(), pa.float32(), pa.float64()))
 
 
 def _as_text(column: pa.Array) -> pa.Array:
@@ -187,7 +187,7 @@ def _open_one(source: Path) -> Manifest:
                 described = file.schema_arrow.metadata or {}
                 if b"auricle_manifest" in described:
                     return _open_saved(source, file, int(described[b"auricle_manifest"]))
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise ManifestError(f"{source}: cannot be read as parquet ({str(error).splitlines()[0]})") from None
     return Manifest(*interpret(*read_columns(source), str(source)))
 
@@ -195,6 +195,9 @@ def _open_one(source: Path) -> Manifest:
 def _open_saved(source: Path, file: pq.ParquetFile, version: int) -> Manifest:
     if version > FORMAT:
         raise ManifestError(f"{source}: written by a newer auricle (format {version}, known {FORMAT}); upgrade auricle")
+    for name, kind in CORE.items():
+        if name not in file.schema_arrow.names or file.schema_arrow.field(name).type != kind:
+            raise ManifestError(f"{source}: its column '{name}' is missing or not {kind}; make the manifest anew")
     return Manifest(_from_batches(file.schema_arrow.remove_metadata(), file.iter_batches()))
 
 

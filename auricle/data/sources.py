@@ -23,6 +23,9 @@ INTEGER = r"^-?(0|[1-9]\d{0,17})$"  # leading zeros mark names, not numbers; mor
 FLOAT = r"^-?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][-+]?\d+)?$"
 BOOLEAN = r"^(true|false|True|False|TRUE|FALSE)$"
 
+KINDS = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list"}
+"""What JSON's types are called in errors; numbers of both kinds go together."""
+
 
 def read_columns(source: Path) -> tuple[pa.Table, Path]:
     """The columns of a source as written, and the folder its relative paths are resolved against.
@@ -40,7 +43,7 @@ def read_columns(source: Path) -> tuple[pa.Table, Path]:
         raise ManifestError(f"{source}: expected a folder, an audio file, or a .csv, .tsv, .jsonl or .parquet manifest")
     try:
         table = READERS[suffix](source)
-    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+    except (pa.ArrowException, UnicodeError, OSError) as error:
         raise ManifestError(f"{source}: cannot be read as {suffix[1:]} ({_line(error)})") from None
     twice = {name for name in table.column_names if table.column_names.count(name) > 1}
     if twice:
@@ -72,7 +75,7 @@ def read_intervals(path: Path) -> list[dict[str, Any]]:
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # no UTF-8, or a name that no file can have
         raise ManifestError(f"{path}: cannot be read ({_line(error)})") from None
     intervals = []
     for number, line in enumerate(lines, start=1):
@@ -116,7 +119,7 @@ def _read_jsonl(source: Path) -> pa.Table:
                 continue
             try:
                 row = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:
                 raise ManifestError(f"{source}: line {number} is not JSON ({error})") from None
             if not isinstance(row, dict):
                 raise ManifestError(f"{source}: line {number} is not a JSON object")
@@ -126,22 +129,33 @@ def _read_jsonl(source: Path) -> pa.Table:
 
 
 def _json_column(source: Path, name: str, values: list[Any]) -> pa.Array:
-    found = [value for value in values if value]
+    found = [value for value in values if value is not None]
     try:
-        if found and all(isinstance(value, list) and all(map(_is_interval, value)) for value in found):
+        if any(found) and all(isinstance(value, list) and all(map(_is_interval, value)) for value in found):
             return _intervals(values)
         return pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        raise ManifestError(f"{source}: column '{name}' mixes types, or nests them unevenly") from None
+        kinds = [None if value is None else KINDS.get(type(value), "a record") for value in values]
+        common = next(kind for kind in kinds if kind)
+        for row, kind in enumerate(kinds, start=1):
+            if kind not in (None, common):
+                message = f"column '{name}' mixes types: {common} at first, {kind} in row {row}"
+                raise ManifestError(f"{source}: {message}") from None
+        raise ManifestError(f"{source}: column '{name}' holds values that do not go together") from None
 
 
 def _read_parquet(source: Path) -> pa.Table:
     table = pq.read_table(source)
+    table.validate(full=True)  # else text that is no UTF-8 is found out when it is used
     for index, field in enumerate(table.schema):
         if pa.types.is_list(field.type) and pa.types.is_struct(field.type.value_type):
             names = {child.name.removesuffix("_s") for child in field.type.value_type}
             if {"start", "end", "label"} <= names:
-                table = table.set_column(index, field.name, _intervals(table.column(index).to_pylist()))
+                try:
+                    intervals = _intervals(table.column(index).to_pylist())
+                except (pa.ArrowInvalid, TypeError):
+                    raise ManifestError(f"{source}: column '{field.name}' holds intervals that are none") from None
+                table = table.set_column(index, field.name, intervals)
     return table
 
 

@@ -147,8 +147,9 @@ def _target(manifest: Manifest, name: str | None, kind: Kind | None) -> _Target:
             quantities = np.array([np.nan if value is None else float(value) for value in values])
         except (TypeError, ValueError):
             raise ManifestError(f"column '{name}' must hold numbers to be a quantity, not {column_type}") from None
-        edges = np.unique(np.nanquantile(quantities, np.linspace(0, 1, QUANTILES + 1)[1:-1]))
-        _refuse_constant(name, set(quantities[~np.isnan(quantities)].tolist()))
+        known = quantities[np.isfinite(quantities)]
+        _refuse_constant(name, set(known.tolist()))
+        edges = np.unique(np.quantile(known, np.linspace(0, 1, QUANTILES + 1)[1:-1]))
         return _Target(name, np.searchsorted(edges, quantities, side="right"), none, none, [])
     if kind == "labels":
         values = [value.split(";") if isinstance(value, str) else value for value in values]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -20,7 +21,7 @@ from auricle.data.batching import Skip
 from auricle.data.dataset import clip_batches
 from auricle.data.manifest import Manifest
 from auricle.embedding import store
-from auricle.encoders.base import Encoder, Layers, Pooling, choose_layers, pool_frames
+from auricle.encoders.base import Encoder, Layers, Pooling, Stretch, choose_layers, join_stretches, pool_stretches
 from auricle.errors import ConfigError, TooManySkipsError
 from auricle.methods.base import TrainConfig
 from auricle.training.optim import autocast_dtype
@@ -28,11 +29,11 @@ from auricle.training.optim import autocast_dtype
 Level = Literal["clip", "frames"]
 Stored = Literal["float32", "float16"]
 Precision = Literal["auto", "bf16", "fp32"]
-Clips: TypeAlias = "np.ndarray | list[np.ndarray]"
-"""Arrays, one a clip."""
+Clips: TypeAlias = Tensor | Sequence[np.ndarray]
+"""An array for each clip."""
 Values: TypeAlias = "np.ndarray | list[np.ndarray]"
-Take: TypeAlias = "Callable[[list[Tensor], np.ndarray, np.ndarray], list[Clips]]"
-"""What to take of a batch: states (B, T, D), frame counts (B,), row numbers (B,) -> for each layer, an array a clip."""
+Take: TypeAlias = Callable[[Iterator[Stretch], int], tuple[Sequence[Clips], Tensor]]
+"""What to take of the stretches of B clips: for each layer a tensor a clip, on the CPU, and frame counts (B,)."""
 
 GRID_S = 0.01
 """Step of the grid on which frame tasks are trained and scored, seconds."""
@@ -122,7 +123,7 @@ def embed(
     if not isinstance(sources, Manifest):
         sources = Manifest.open([sources] if isinstance(sources, str | Path) else list(sources))
     job = _Job(encoder if device is None else encoder.to(device), sources, layers, batch_seconds, precision, workers)
-    take = _pooled(pool) if level == "clip" else _whole
+    take = partial(pool_stretches, how=pool) if level == "clip" else join_stretches
     columns = _columns(job, level, pool)
     frames = sources.durations * encoder.sample_rate / encoder.hop if level == "frames" else np.ones(len(sources))
     shards = _shards(frames * sum(columns.values()) * np.dtype(dtype).itemsize, shard_clips)
@@ -185,7 +186,7 @@ def encode_clips(
     values, views = _allocate(len(manifest), [dim * (2 if pool == "meanstd" else 1) for dim in job.dims], "float32")
     found = np.zeros(len(manifest), dtype=bool)
     skipped: list[Skip] = []
-    for row, vectors in job.clips(_pooled(pool), "float32", skipped):
+    for row, vectors in job.clips(partial(pool_stretches, how=pool), "float32", skipped):
         for view, vector in zip(views, vectors, strict=True):
             view[row] = vector
         found[row] = True
@@ -214,16 +215,10 @@ def encode_frames(
     values, views = _allocate(int(ends[-1]), job.dims, dtype)
     found = np.zeros(int(ends[-1]), dtype=bool)
     skipped: list[Skip] = []
-
-    def nearest(states: list[Tensor], counts: np.ndarray, rows: np.ndarray) -> list[Clips]:
-        chosen = [nearest_frames(points[row], encoder, int(count)) for row, count in zip(rows, counts, strict=True)]
-        hosts = [state.float().cpu().numpy() for state in states]
-        return [[clip[index] for clip, index in zip(host, chosen, strict=True)] for host in hosts]
-
-    for row, vectors in job.clips(nearest, dtype, skipped):
+    for row, vectors in job.clips(join_stretches, dtype, skipped):
         place = slice(ends[row], ends[row + 1])
         for view, vector in zip(views, vectors, strict=True):
-            view[place] = vector
+            view[place] = vector[nearest_frames(points[row], encoder, len(vector))]
         found[place] = True
     clip = np.repeat(np.arange(len(manifest)), np.diff(ends))
     time_s = np.concatenate([np.empty(0), *points])
@@ -269,28 +264,22 @@ class _Job:
         self, take: Take, dtype: Stored, skipped: list[Skip], rows: np.ndarray | None = None
     ) -> Iterator[tuple[int, list[np.ndarray]]]:
         """Row number and what `take` takes of each layer, clip by clip in any order; the unusable go to `skipped`."""
-        for numbers, states, counts in self._batches(skipped, rows):
-            whole = counts > 0
-            for row in numbers[~whole]:
-                skipped.append(self._skip(row, "shorter than one frame"))
-            if not whole.any():
-                continue
-            if not whole.all():
-                states = [state[torch.from_numpy(whole)] for state in states]
-                numbers, counts = numbers[whole], counts[whole]
-            layers = take(states, counts, numbers)
-            for place, row in enumerate(numbers):
+        for numbers, layers, counts in self._batches(take, skipped, rows):
+            for place, row in enumerate(numbers.tolist()):
+                if not counts[place]:
+                    skipped.append(self._skip(row, "shorter than one frame"))
+                    continue
                 with np.errstate(over="ignore"):
-                    vectors = [layer[place].astype(dtype) for layer in layers]
+                    vectors = [np.asarray(layer[place]).astype(dtype, copy=False) for layer in layers]
                 if all(np.isfinite(vector).all() for vector in vectors):
-                    yield int(row), vectors
+                    yield row, vectors
                 else:
                     skipped.append(self._skip(row, f"its embedding has NaN, infinity or values beyond {dtype}"))
 
     def _batches(
-        self, skipped: list[Skip], rows: np.ndarray | None
-    ) -> Iterator[tuple[np.ndarray, list[Tensor], np.ndarray]]:
-        """Row numbers (B,), the chosen layers' (or their mean's) states (B, T, D) and frame counts (B,)."""
+        self, take: Take, skipped: list[Skip], rows: np.ndarray | None
+    ) -> Iterator[tuple[np.ndarray, Sequence[Clips], Tensor]]:
+        """Row numbers (B,), what `take` takes of each layer, and frame counts (B,)."""
         encoder, device = self.encoder, self.encoder.device
         rate, equal, workers = encoder.sample_rate, not encoder.pads_safely, self.workers
         batches = clip_batches(self.manifest, rate, self.batch_seconds, rows=rows, equal_lengths=equal, workers=workers)
@@ -304,30 +293,14 @@ class _Job:
                 batch = batch.to(device)
                 autocast = torch.autocast(device.type, self.autocast, enabled=self.autocast is not None)
                 with torch.inference_mode(), autocast:
-                    out = encoder(batch.waveforms, batch.lengths, self.chosen)
-                states = [state.float() for state in out.hidden_states]
-                if self.layers == "mean":
-                    states = [torch.stack(states).mean(0)]
-                yield numbers, states, out.lengths.cpu().numpy()
+                    taken = take(encoder.chosen(batch.waveforms, batch.lengths, self.layers), len(numbers))
+                yield numbers, *taken
         finally:
             encoder.train(training)
 
     def _skip(self, row: int, reason: str) -> Skip:
         clip = self.manifest.row(int(row))
         return Skip(clip["clip_id"], clip["path"], reason)
-
-
-def _pooled(pool: Pooling) -> Take:
-    def take(states: list[Tensor], counts: np.ndarray, rows: np.ndarray) -> list[Clips]:
-        lengths = torch.from_numpy(counts)
-        return [pool_frames(state, lengths, pool).cpu().numpy() for state in states]
-
-    return take
-
-
-def _whole(states: list[Tensor], counts: np.ndarray, rows: np.ndarray) -> list[Clips]:
-    hosts = [state.cpu().numpy() for state in states]
-    return [[clip[:count] for clip, count in zip(host, counts, strict=True)] for host in hosts]
 
 
 def _columns(job: _Job, level: Level, pool: Pooling) -> dict[str, int]:

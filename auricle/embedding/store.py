@@ -209,7 +209,8 @@ def embedding_type(dim: int, dtype: str, level: str) -> pa.DataType:
 def embedding_column(values: Sequence[np.ndarray], kind: pa.DataType) -> pa.Array:
     """Vectors (D,), or frames (T, D), one array a clip, as a column of type `kind`."""
     vector = kind if pa.types.is_fixed_size_list(kind) else kind.value_type
-    flat = np.concatenate([np.empty(0, vector.value_type.to_pandas_dtype()), *(value.reshape(-1) for value in values)])
+    pieces = [value.reshape(-1) for value in values] or [np.empty(0, vector.value_type.to_pandas_dtype())]
+    flat = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)  # a single clip, as hours of frames are, unmoved
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(flat), type=vector)
     if vector is kind:
         return vectors

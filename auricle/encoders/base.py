@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from auricle.audio.io import Audio, as_waveform
@@ -34,6 +36,10 @@ class Frames:
 
     hidden_states: list[Tensor]
     lengths: Tensor
+
+
+Stretch: TypeAlias = tuple[Tensor, Frames]
+"""Row numbers (b,), on the CPU, of clips in a batch, and the next frames of each."""
 
 
 class Encoder(nn.Module):
@@ -70,6 +76,31 @@ class Encoder(nn.Module):
         """`encode(*features(waveforms, lengths))`: the seam between the two is where methods work."""
         return self.encode(*self.features(waveforms, lengths), layers=layers)
 
+    def attention_entropy(self, frames: Frames) -> Tensor | None:
+        """How widely attention looks, given `frames` of all layers: () from 0 (one frame) to 1 (all frames alike).
+
+        The entropy of its weights over the logarithm of the clip's frames, averaged over clips, frames, heads and
+        layers; None for an encoder without attention.
+        """
+        return None
+
+    def stretches(self, waveforms: Tensor, lengths: Tensor, layers: Sequence[int] | None = None) -> Iterator[Stretch]:
+        """What `forward` returns, in turn; all at once here.
+
+        An encoder that takes long clips window by window yields the frames of each as they come, so that nobody who
+        wants a clip's mean alone has to hold hours of frames.
+        """
+        yield torch.arange(len(waveforms)), self(waveforms, lengths, layers)
+
+    def chosen(self, waveforms: Tensor, lengths: Tensor, layers: Layers) -> Iterator[Stretch]:
+        """`stretches` of the layers asked for by word or number, in float32; `mean` makes them one.
+
+        Raises `ConfigError` for a layer that is not there.
+        """
+        for rows, frames in self.stretches(waveforms, lengths, choose_layers(layers, self.dims)):
+            states = [state.float() for state in frames.hidden_states]
+            yield rows, Frames([torch.stack(states).mean(0)] if layers == "mean" else states, frames.lengths)
+
     @property
     def device(self) -> torch.device:
         """Where the weights (or, without any, the buffers) lie."""
@@ -82,34 +113,36 @@ class Encoder(nn.Module):
 
         `audio` is a path, or samples (S,) or (channels, S) with their `sample_rate` in Hz. Raises `AudioError`.
         """
-        return self._hidden(audio, sample_rate, layers)
+        return self._one(audio, sample_rate, layers, lambda stretches: join_stretches(stretches, 1))
 
     @torch.inference_mode()
     def clip(
         self, audio: Audio, sample_rate: int | None = None, layers: Layers = "last", pool: Pooling = "mean"
     ) -> Tensor:
         """One vector (D,) a recording: its frames' mean, or mean and standard deviation side by side (2 D,)."""
-        hidden = self._hidden(audio, sample_rate, layers)
-        lengths = torch.tensor([hidden.shape[-2]]).expand(hidden[..., 0, 0].numel())
-        return pool_frames(hidden.reshape(-1, *hidden.shape[-2:]), lengths, pool).reshape(*hidden.shape[:-2], -1)
+        return self._one(audio, sample_rate, layers, lambda stretches: pool_stretches(stretches, 1, pool))
 
-    def _hidden(self, audio: Audio, sample_rate: int | None, layers: Layers) -> Tensor:
+    def _one(
+        self,
+        audio: Audio,
+        sample_rate: int | None,
+        layers: Layers,
+        gather: Callable[[Iterator[Stretch]], tuple[Sequence[Any], Tensor]],
+    ) -> Tensor:
         waveform = torch.from_numpy(as_waveform(audio, sample_rate, self.sample_rate)).to(self.device)
         training = self.training
         self.eval()
         try:
-            out = self(
-                waveform[None], torch.tensor([len(waveform)], device=self.device), choose_layers(layers, self.dims)
-            )
+            length = torch.tensor([len(waveform)], device=self.device)
+            states, counts = gather(self.chosen(waveform[None], length, layers))
         finally:
             self.train(training)
-        count = int(out.lengths[0])
-        if count < 1:
+        if not counts[0]:
             raise AudioError(
                 f"{audio if isinstance(audio, str | Path) else 'audio'}: shorter than one frame of {self.name}"
             )
-        states = [state[0, :count].float().cpu() for state in out.hidden_states]
-        return combine_layers(states, layers)
+        chosen = [torch.as_tensor(state[0]) for state in states]
+        return chosen[0] if layers in ("last", "mean") else torch.stack(chosen)
 
     def fingerprint(self) -> str:
         """Sixteen hex digits over family, config (front end included) and weights; independent of paths."""
@@ -145,12 +178,61 @@ def choose_layers(layers: Layers, dims: tuple[int, ...]) -> list[int]:
     return [layer % len(dims) for layer in chosen]
 
 
-def combine_layers(states: list[Tensor], layers: Layers) -> Tensor:
-    """Chosen layers (each (T, D)) as one tensor: `last` (T, D), `mean` (T, D), else stacked (L, T, D)."""
-    if layers == "last":
-        return states[0]
-    stacked = torch.stack(states)
-    return stacked.mean(0) if layers == "mean" else stacked
+def join_stretches(stretches: Iterable[Stretch], clips: int) -> tuple[list[list[NDArray[np.float32]]], Tensor]:
+    """All true frames: for each layer the (T, D) of B `clips`, on the CPU; and frame counts (B,)."""
+    joined: list[list[NDArray[np.float32]]] = []
+    counts = torch.zeros(clips, dtype=torch.int64)
+    for rows, frames in stretches:
+        lengths = frames.lengths.cpu().clamp_min(0)
+        before, counts = counts[rows].tolist(), counts.index_add(0, rows, lengths)
+        for layer, state in enumerate(frames.hidden_states):
+            if layer == len(joined):
+                joined.append([np.zeros((0, state.shape[2]), np.float32)] * clips)
+            parts = zip(rows.tolist(), before, state.cpu().numpy(), lengths.tolist(), strict=True)
+            for row, start, part, length in parts:
+                if start and length:
+                    joined[layer][row] = _extended(joined[layer][row], part[:length])
+                elif length:
+                    joined[layer][row] = part[:length]
+    return joined, counts
+
+
+def _extended(frames: NDArray[np.float32], more: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(T, D) and (t, D) as (T + t, D). An array of our own grows in place: hours of frames are never held twice."""
+    if frames.base is not None:
+        return np.concatenate([frames, more])
+    frames.resize((len(frames) + len(more), more.shape[1]), refcheck=False)
+    frames[len(frames) - len(more) :] = more
+    return frames
+
+
+def pool_stretches(stretches: Iterable[Stretch], clips: int, how: Pooling = "mean") -> tuple[list[Tensor], Tensor]:
+    """`pool_frames` over all stretches: for each layer B `clips` (B, D), or (B, 2 D), on the CPU; frame counts (B,)."""
+    counts = torch.zeros(clips, dtype=torch.int64)
+    means: list[Tensor] = []
+    squares: list[Tensor] = []  # summed distances from the mean; updated as Chan, Golub and LeVeque (1979) do
+    for rows, frames in stretches:
+        # In place: what a stretch leaves behind in memory would keep the heap from shrinking, hour after hour.
+        lengths = frames.lengths.cpu().clamp_min(0)
+        before, counts = counts[rows], counts.index_add(0, rows, lengths)
+        share = (lengths.double() / counts[rows].clamp_min(1))[:, None]
+        for layer, state in enumerate(frames.hidden_states):
+            mean, *std = (
+                pool_frames(state, frames.lengths, how).cpu().double().chunk(2 if how == "meanstd" else 1, dim=1)
+            )
+            if layer == len(means):
+                means.append(torch.zeros(clips, mean.shape[1], dtype=torch.float64))
+                squares.append(torch.zeros_like(means[layer]))
+            shift = mean - means[layer][rows]
+            means[layer].index_add_(0, rows, shift * share)
+            if std:
+                squares[layer].index_add_(
+                    0, rows, std[0].square() * lengths[:, None] + shift.square() * share * before[:, None]
+                )
+    if how == "mean":
+        return [mean.float() for mean in means], counts
+    variances = [square / counts.clamp_min(1)[:, None] for square in squares]
+    return [torch.cat([mean, var.sqrt()], 1).float() for mean, var in zip(means, variances, strict=True)], counts
 
 
 def pool_frames(hidden: Tensor, lengths: Tensor, how: Pooling = "mean") -> Tensor:

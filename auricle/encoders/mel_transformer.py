@@ -10,10 +10,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from auricle.config import Config
-from auricle.encoders.base import Encoder, Frames
+from auricle.encoders.base import Encoder, Frames, Stretch
 from auricle.features.frontend import FrontEnd, FrontEndConfig
+from auricle.nn.entropy import attention_entropy
 from auricle.nn.positions import SinusoidalPositions
-from auricle.nn.transformer import Dropout, Transformer, init_weights
+from auricle.nn.transformer import Dropout, Linear, Transformer, init_weights
 
 _WINDOWS_AT_ONCE = 8
 """Windows of a long clip that are encoded together; bounds memory."""
@@ -69,7 +70,7 @@ class MelTransformer(Encoder):
         self.hop = self.front_end.hop
         self.offset = self.front_end.offset
         self.dims = (config.dim,) * (config.layers + 1)
-        self.project = nn.Linear(self.front_end.dim, config.dim)
+        self.project = Linear(self.front_end.dim, config.dim)
         self.project.apply(init_weights)
         self.positions = SinusoidalPositions(config.dim, config.chunk_frames, config.position_jitter)
         self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
@@ -93,9 +94,25 @@ class MelTransformer(Encoder):
     def encode(self, x: Tensor, lengths: Tensor, *, layers: Sequence[int] | None = None) -> Frames:
         """Hidden states of features (B, T, F); in evaluation mode clips past `chunk_frames` are encoded in windows."""
         layers = range(len(self.dims)) if layers is None else layers
-        if not self.training and x.shape[1] > self.config.chunk_frames:
+        if self._is_long(x):
             return Frames(self._encode_long(x, lengths, layers), lengths)
         return Frames(self._encode(x, lengths, layers), lengths)
+
+    def attention_entropy(self, frames: Frames) -> Tensor:
+        """As the contract says; a clip past `chunk_frames` is looked at as a whole."""
+        return attention_entropy(self.transformer, frames.hidden_states, frames.lengths)
+
+    def stretches(self, waveforms: Tensor, lengths: Tensor, layers: Sequence[int] | None = None) -> Iterator[Stretch]:
+        """What `forward` returns: all at once, or of clips past `chunk_frames` some windows at a time."""
+        x, lengths = self.features(waveforms, lengths)
+        if not self._is_long(x):
+            yield torch.arange(len(x)), self.encode(x, lengths, layers=layers)
+            return
+        for clip, states in self._pieces(x, lengths, range(len(self.dims)) if layers is None else layers):
+            yield torch.tensor([clip]), Frames([state[None] for state in states], torch.tensor([len(states[0])]))
+
+    def _is_long(self, x: Tensor) -> bool:
+        return not self.training and x.shape[1] > self.config.chunk_frames
 
     def _encode(self, x: Tensor, lengths: Tensor, layers: Sequence[int]) -> list[Tensor]:
         x = self.dropout(self.norm(self.positions(self.project(x))))
@@ -103,19 +120,38 @@ class MelTransformer(Encoder):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # its loop over clips reads their lengths
     def _encode_long(self, x: Tensor, lengths: Tensor, layers: Sequence[int]) -> list[Tensor]:
-        """Clip by clip, so that a clip's windows, and with them its frames, depend on itself alone."""
         states = [x.new_zeros(*x.shape[:2], self.dims[layer]) for layer in layers]
+        filled = [0] * len(x)
+        for clip, pieces in self._pieces(x, lengths, layers):
+            start, filled[clip] = filled[clip], filled[clip] + len(pieces[0])
+            for state, piece in zip(states, pieces, strict=True):
+                state[clip, start : filled[clip]] = piece
+        return states
+
+    def _pieces(self, x: Tensor, lengths: Tensor, layers: Sequence[int]) -> Iterator[tuple[int, list[Tensor]]]:
+        """A clip's number and its next frames (t, D) of each layer, clip by clip and some windows at a time.
+
+        A clip's windows, and with them its frames, depend on itself alone.
+        """
         for clip, length in enumerate(lengths.tolist()):
             windows = list(_windows(length, self.config.chunk_frames))
             for first in range(0, len(windows), _WINDOWS_AT_ONCE):
                 group = windows[first : first + _WINDOWS_AT_ONCE]
-                pieces = [x[clip, start:stop] for start, stop, _, _ in group]
-                sizes = torch.tensor([len(piece) for piece in pieces], device=x.device)
-                encoded = self._encode(nn.utils.rnn.pad_sequence(pieces, batch_first=True), sizes, layers)
-                for state, chunk in zip(states, encoded, strict=True):
-                    for row, (start, _, keep, until) in enumerate(group):
-                        state[clip, keep:until] = chunk[row, keep - start : until - start]
-        return states
+                parts = [x[clip, start:stop] for start, stop, _, _ in group]
+                sizes = torch.tensor([len(part) for part in parts], device=x.device)
+                encoded = self._encode(nn.utils.rnn.pad_sequence(parts, batch_first=True), sizes, layers)
+                yield (
+                    clip,
+                    [
+                        torch.cat(
+                            [
+                                row[keep - start : until - start]
+                                for row, (start, _, keep, until) in zip(state, group, strict=True)
+                            ]
+                        )
+                        for state in encoded
+                    ],
+                )
 
 
 def _windows(length: int, size: int) -> Iterator[tuple[int, int, int, int]]:

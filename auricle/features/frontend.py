@@ -14,10 +14,12 @@ from auricle.features.deltas import add_deltas
 from auricle.features.fbank import KaldiFbank, Scale
 from auricle.features.melspec import DecibelSpectrogram, LogSpectrogram
 from auricle.features.mfcc import KaldiMfcc
-from auricle.features.normalize import frame_mask, normalize_utterance, set_level
+from auricle.features.normalize import frame_mask, level_gain, normalize_utterance
 from auricle.features.spectrum import MelNorm, Window, as_float
 
 MAX_N_FFT = 1 << 16
+STRETCH = 1 << 14
+"""Frames whose waveforms are worked on at once: what is copied on the way stays small, however long the clip."""
 
 
 class FrontEndConfig(Config):
@@ -128,16 +130,27 @@ class FrontEnd(nn.Module):
         x is zero past each clip's steps; T is at least 1. A clip too short for one step has length 0.
         """
         config = self.config
-        waveforms = as_float(waveforms)
-        if config.level_db is not None:
-            waveforms = set_level(waveforms, lengths, config.level_db)
-        x, lengths = self.spectrogram(waveforms, lengths)
-        x = add_deltas(x, lengths, config.deltas)
+        x, lengths = self._spectra(as_float(waveforms), lengths)
         if config.normalize == "utterance":
             x = normalize_utterance(x, lengths)
         if config.stack > 1:
             x, lengths = stack_frames(x, lengths, config.stack)
         return torch.where(frame_mask(x, lengths), x, 0), lengths
+
+    def _spectra(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Level, spectrogram and deltas, stretch by stretch, each with a margin of frames that see its ends."""
+        config, hop = self.config, self.config.hop_size
+        gain = None if config.level_db is None else level_gain(waveforms, lengths, config.level_db)
+        margin = -(-max(config.n_fft or 0, config.window_size) // hop) + 2 * config.deltas
+        parts, counts = [], torch.zeros_like(lengths)
+        for first in range(0, waveforms.shape[1] // hop + 1, STRETCH):
+            begin = max(0, first - margin)
+            piece = waveforms[:, begin * hop : (first + STRETCH + margin) * hop]
+            held = (lengths - begin * hop).clamp(0, piece.shape[1])
+            x, found = self.spectrogram(piece if gain is None else piece * gain, held)
+            parts.append(add_deltas(x, found, config.deltas)[:, first - begin :][:, :STRETCH])
+            counts = counts + (found - (first - begin)).clamp(0, STRETCH)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), counts
 
     def extra_repr(self) -> str:
         """Shown by `print(front_end)`."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_SAMPLES = 1 << 20
+"""Squared at once: their float64 copies stay small, however long the clip."""
+
 
 def frame_mask(x: Tensor, lengths: Tensor) -> Tensor:
     """True (B, T, 1) on the true frames of x (B, T, F)."""
@@ -18,14 +21,19 @@ def normalize_utterance(x: Tensor, lengths: Tensor, eps: float = 1e-5) -> Tensor
     """
     mask = frame_mask(x, lengths)
     count = lengths.clamp_min(1)[:, None, None]
-    x = torch.where(mask, x - x[:, :1], 0)  # shifted, constant channels (digital silence) are exactly 0, not rounding
-    centred = torch.where(mask, x - x.sum(1, keepdim=True) / count, 0)
-    variance = centred.square().sum(1, keepdim=True) / count
-    return centred * (variance + eps).rsqrt()
+    x = (x - x[:, :1]).masked_fill_(~mask, 0)  # shifted, constant channels (silence) are exactly 0, not rounding
+    x = (x - x.sum(1, keepdim=True) / count).masked_fill_(~mask, 0)
+    variance = x.square().sum(1, keepdim=True) / count
+    return x * (variance + eps).rsqrt()
 
 
-def set_level(waveforms: Tensor, lengths: Tensor, level_db: float) -> Tensor:
-    """Scale each clip of waveforms (B, S), zero past its length, to an RMS of `level_db` dB re 1; silence stays."""
-    energy = waveforms.square().sum(1, keepdim=True, dtype=torch.float64)  # exact, so no gain depends on the padding
+def level_gain(waveforms: Tensor, lengths: Tensor, level_db: float) -> Tensor:
+    """Factors (B, 1) that bring clips of waveforms (B, S), zero past their lengths, to an RMS of `level_db` dB re 1.
+
+    Digital silence stays so.
+    """
+    energy = torch.zeros(len(waveforms), 1, dtype=torch.float64, device=waveforms.device)
+    for part in torch.split(waveforms, _SAMPLES, dim=1):
+        energy = energy + part.square().sum(1, keepdim=True, dtype=torch.float64)  # exact: no gain depends on padding
     power = energy / lengths.clamp_min(1)[:, None]
-    return waveforms * (10 ** (level_db / 20) * (power + 1e-20).rsqrt()).to(waveforms.dtype)
+    return (10 ** (level_db / 20) * (power + 1e-20).rsqrt()).to(waveforms.dtype)

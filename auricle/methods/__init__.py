@@ -46,6 +46,11 @@ def preset(name: str) -> RunConfig:
     return run
 
 
+def about(name: str) -> str:
+    """One line on a preset: the first of its function's docstring."""
+    return str(_find(PRESETS[name.replace("-", "_")]).__doc__).partition("\n")[0]
+
+
 def run_from_yaml(values: Mapping[str, Any], where: str = "config") -> RunConfig:
     """The run config in a run's `config.yaml`, already read; `where` names it in errors.
 

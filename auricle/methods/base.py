@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
 import tyro
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from auricle.config import Config
@@ -16,18 +16,18 @@ from auricle.data.batching import Batch, DataConfig, DataNeeds
 from auricle.encoders.base import Encoder
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """What a method returns for a batch.
 
     `loss` () is a mean over `count` () items (masked values, frames, clips): the loop weighs micro-batches and
     processes by `count`. `metrics` are scalars () to log; in evaluation mode they include `trivial`, the loss of the
     best predictor that has learned nothing, on the same batch. None of it may synchronise with the host.
+    (A named tuple, because sharded training looks for the tensors in what a model returns.)
     """
 
     loss: Tensor
-    count: Tensor
-    metrics: dict[str, Tensor] = field(default_factory=dict)
+    count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
+    metrics: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class Method(nn.Module):
@@ -39,6 +39,8 @@ class Method(nn.Module):
 
     encoder: Encoder
     needs: DataNeeds
+    skips_weights: bool = False
+    """Some steps leave trainable weights without a gradient. Several processes then search for them at every step."""
 
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Fit what is fitted once, before step 0 (clusters, dataset statistics). Never called on resume."""
@@ -84,16 +86,29 @@ class TrainConfig(Config):
     """Run the network under `torch.compile`."""
     device: str = "auto"
     """`auto` (a GPU if there is one), or a torch device such as `cpu` or `cuda:0`."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """With several processes: `none` gives each the whole model (DDP); `fsdp` gives each a shard of every weight, its
+    gradient and its moments, for models that do not fit, and only for methods without a teacher. Checkpoints are whole
+    either way."""
     log_every: int = Field(20, ge=1)
     """Steps between lines in metrics.jsonl and TensorBoard."""
     valid_every: int = Field(500, ge=1)
     """Steps between measurements of the held-out loss and pictures."""
+    probe: str | None = None
+    """Label column that a quick linear probe predicts from held-out clips at every measurement; labels never reach
+    training."""
     checkpoint_every: int = Field(1000, ge=1)
     """Steps between checkpoints."""
     keep_checkpoints: int = Field(2, ge=1)
     """Newest checkpoints kept; older ones are deleted."""
     stop_after_s: float | None = Field(None, gt=0)
     """Stop early, with a checkpoint, after this many seconds of training; `--resume` goes on from there."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.sharding == "fsdp" and self.compile:
+            raise ValueError("sharding: 'fsdp' and compile exclude each other")
+        return self
 
 
 class RunConfig(Config):

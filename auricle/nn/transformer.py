@@ -1,11 +1,14 @@
-"""A Transformer encoder stack: packed projections, padding by key bias, fused norms.
+"""A Transformer encoder stack, which on the CPU computes true frames only.
 
-How attention is computed on the CPU is chosen by `attention`; on other devices it is always PyTorch's fused kernel.
+There the frames of a batch are packed into (N, D), N being the sum of the clips' lengths, and each clip attends to
+itself alone; its scores then stay in cache. Other devices, and `torch.compile`, take the padded batch (B, T, D) and a
+bias on padded keys, so that the host need not know the lengths.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -16,6 +19,26 @@ Norm = Literal["post", "pre"]
 
 _PADDED = -1e9
 """Score added to padded keys: their weight is exactly 0, yet a clip without any frame stays finite."""
+
+
+CPU_SCORES = 1 << 22
+"""Attention scores computed at once on the CPU: few enough to stay in its cache, enough to feed its cores."""
+
+
+class Linear(nn.Linear):
+    """`nn.Linear`; in fp32 on a CPU it is computed as a convolution over single points, in full precision too.
+
+    PyTorch gives convolutions to oneDNN and linear layers to MKL, which on AMD processors is half as fast.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """x (..., in) to (..., out)."""
+        x = input
+        if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu") or not x.numel():
+            return super().forward(x)
+        points = x.reshape(1, -1, 1, self.in_features).permute(0, 3, 1, 2)  # (1, in, N, 1), channels last
+        out = F.conv2d(points, self.weight[:, :, None, None], self.bias)
+        return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], self.out_features)
 
 
 def init_weights(module: nn.Module) -> None:
@@ -49,7 +72,8 @@ class Dropout(nn.Module):
             return F.dropout(x, self.p)
         words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
         bits = words.view(torch.int16)[: x.numel()].view(x.shape)
-        kept = (bits >= round(self.p * 2**16) - 2**15).view(torch.uint8)  # a boolean converts ten times slower
+        least = min(max(round(self.p * 2**16), 1), 2**16 - 1) - 2**15
+        kept = bits.clamp_(least - 1, least).sub_(least - 1)  # 0 or 1: `bits >= least`, several times faster
         return x * kept.to(x.dtype).mul_(1 / (1 - self.p))
 
     def extra_repr(self) -> str:
@@ -57,8 +81,29 @@ class Dropout(nn.Module):
         return f"p={self.p}"
 
 
+Mix = Callable[[Tensor, int, Dropout], Tensor]
+"""Attention over the frames of each clip: packed projections (..., 3 D), heads and dropout to (..., D)."""
+
+
+def mix_padded(qkv: Tensor, heads: int, dropout: Dropout, bias: Tensor | None) -> Tensor:
+    """`Mix` of a padded batch: qkv (B, T, 3 D) and the padding's bias (B, 1, 1, T), or None, to (B, T, D)."""
+    q, k, v = qkv.view(*qkv.shape[:2], 3, heads, -1).permute(2, 0, 3, 1, 4)
+    return attention(q, k, v, bias, dropout).transpose(1, 2).flatten(2)
+
+
+def mix_packed(qkv: Tensor, heads: int, dropout: Dropout, lengths: Sequence[int]) -> Tensor:
+    """`Mix` of clips of these `lengths`, one behind the other: qkv (N, 3 D) to (N, D)."""
+    mixed = []
+    for clip in torch.split(qkv.view(len(qkv), 3, heads, -1), list(lengths)):
+        together = max(1, CPU_SCORES // max(1, len(clip)) ** 2)  # heads
+        parts = zip(*(part.split(together) for part in clip.permute(1, 2, 0, 3)), strict=True)
+        states = torch.cat([attention(q, k, v, None, dropout) for q, k, v in parts])  # (H, T, d)
+        mixed.append(states.transpose(0, 1).flatten(1))
+    return torch.cat(mixed)
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: Dropout) -> Tensor:
-    """Scaled dot-product attention: q, k, v (B, H, T, d) and bias (B, 1, 1, T) or None to (B, H, T, d).
+    """Scaled dot-product attention: q, k, v (..., H, T, d) and bias (B, 1, 1, T) or None to (..., H, T, d).
 
     On the CPU plain products where weights are dropped (the fused kernel has no dropout there) and in bfloat16 (whose
     matrix products beat the fused kernel, forward and backward: 2 to 3 times up to 800 frames, less at 1500);
@@ -89,30 +134,27 @@ class Block(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm = norm
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.attention_out = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.attention_out = Linear(dim, dim)
         self.attention_norm = nn.LayerNorm(dim, eps=norm_eps)
-        self.ffn_in = nn.Linear(dim, ffn)
-        self.ffn_out = nn.Linear(ffn, dim)
+        self.ffn_in = Linear(dim, ffn)
+        self.ffn_out = Linear(ffn, dim)
         self.ffn_norm = nn.LayerNorm(dim, eps=norm_eps)
         self.dropout = Dropout(dropout)
         self.attention_dropout = Dropout(attention_dropout)
 
-    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """x (B, T, D) and the padding's bias (B, 1, 1, T), None where nothing is padded, to (B, T, D)."""
+    def forward(self, x: Tensor, mix: Mix) -> Tensor:
+        """x (B, T, D), or packed (N, D), to the same shape; `mix` is the attention that fits it."""
         if self.norm == "pre":
-            x = x + self.dropout(self._attend(self.attention_norm(x), bias))
+            x = x + self.dropout(self._attend(self.attention_norm(x), mix))
             x = x + self.dropout(self._feed_forward(self.ffn_norm(x)))
         else:
-            x = self.attention_norm(x + self.dropout(self._attend(x, bias)))
+            x = self.attention_norm(x + self.dropout(self._attend(x, mix)))
             x = self.ffn_norm(x + self.dropout(self._feed_forward(x)))
         return x
 
-    def _attend(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        batch, frames, dim = x.shape
-        q, k, v = self.qkv(x).view(batch, frames, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = attention(q, k, v, bias, self.attention_dropout)
-        return self.attention_out(mixed.transpose(1, 2).reshape(batch, frames, dim))  # type: ignore[no-any-return]
+    def _attend(self, x: Tensor, mix: Mix) -> Tensor:
+        return self.attention_out(mix(self.qkv(x), self.heads, self.attention_dropout))  # type: ignore[no-any-return]
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         return self.ffn_out(F.gelu(self.ffn_in(x)))  # type: ignore[no-any-return]
@@ -149,14 +191,28 @@ class Transformer(nn.Module):
         """x (B, T, D) and true lengths (B,), None where no clip is padded, to hidden states, each (B, T, D).
 
         All `layers + 1` of them, 0 being x itself, or those asked for in that order; blocks above the last are not run.
+        Frames past a clip's length are undefined.
         """
         layers = range(self.layers + 1) if layers is None else layers
-        bias = None if lengths is None else padding_bias(lengths, x.shape[1])
+        if x.device.type != "cpu" or torch.compiler.is_compiling():
+            bias = None if lengths is None else padding_bias(lengths, x.shape[1])
+            return self._run(x, layers, partial(mix_padded, bias=bias))
+        sizes = [x.shape[1]] * len(x) if lengths is None else lengths.tolist()
+        packed = torch.cat([clip[:size] for clip, size in zip(x, sizes, strict=True)])  # (N, D)
+        states = self._run(packed, layers, partial(mix_packed, lengths=sizes))
+        return [x if state is packed else _unpack(state, sizes, x.shape[1]) for state in states]
+
+    def _run(self, x: Tensor, layers: Sequence[int], mix: Mix) -> list[Tensor]:
         states = {0: x}
         for layer in range(1, max(layers) + 1):
-            x = self.blocks[(layer - 1) % len(self.blocks)](x, bias)
+            x = self.blocks[(layer - 1) % len(self.blocks)](x, mix)
             if layer == self.layers:
                 x = self.final_norm(x)
             if layer in layers:
                 states[layer] = x
         return [states[layer] for layer in layers]
+
+
+def _unpack(x: Tensor, lengths: list[int], frames: int) -> Tensor:
+    """Packed frames (N, D) of clips of these `lengths` to (B, T, D), zeros past each clip."""
+    return torch.stack([F.pad(clip, (0, 0, 0, frames - len(clip))) for clip in torch.split(x, lengths)])

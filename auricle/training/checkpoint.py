@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import auricle
 from auricle.encoders.checkpoint import save as save_encoder
 from auricle.errors import CheckpointError
 from auricle.methods.base import Method
+from auricle.training.parallel import gathered, like
 
 FORMAT = 1
 ENCODER, OBJECTIVE, OPTIMIZER, STATE = (
@@ -32,7 +35,7 @@ def save(
     checkpoints: Path,
     step: int,
     method: Method,
-    optimizer: torch.optim.Optimizer,
+    moments: dict[str, Tensor],
     counters: dict[str, Tensor],
     state: dict[str, Any],
     about: dict[str, Any],
@@ -40,9 +43,9 @@ def save(
 ) -> Path:
     """Write `checkpoints/step-XXXXXXXX/`; afterwards only the `keep` newest remain.
 
-    `counters` (tensors) and `state` (plain values) are the loop's; `about` goes into the encoder's `config.json`. A
-    reader never sees half a checkpoint, and an older one goes only when the new one is safe. Raises `OSError` (disk
-    full, no permission), leaving the older ones.
+    `moments` are the optimizer's, by the function of that name; `counters` (tensors) and `state` (plain values) are
+    the loop's; `about` goes into the encoder's `config.json`. A reader never sees half a checkpoint, and an older one
+    goes only when the new one is safe. Raises `OSError` (disk full, no permission), leaving the older ones.
     """
     folder = checkpoints / f"step-{step:08d}"
     if _is_complete(folder):
@@ -54,7 +57,6 @@ def save(
         save_encoder(method.encoder, unfinished, step=step, **about)
         objective = {name: value for name, value in method.state_dict().items() if not name.startswith("encoder.")}
         save_file(_plain(objective), unfinished / OBJECTIVE)
-        moments = {f"{name} {key}": value for name, key, value in _moments(method, optimizer)}
         save_file(_plain(moments | counters), unfinished / OPTIMIZER)
     except SafetensorError as error:  # how safetensors reports a full disk
         raise OSError(f"cannot write {unfinished}: {error}") from None
@@ -94,30 +96,39 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def load(folder: Path, method: Method, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Put a checkpoint's weights and moments into `method` and `optimizer`, bit for bit; returns the counters.
+def moments(method: Method, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state, whole, by weight and key. Every process of a sharded run takes part."""
+    return {
+        f"{name} {key}": gathered(value)
+        for name, weight in method.named_parameters()
+        if weight in optimizer.state
+        for key, value in optimizer.state[weight].items()
+    }
+
+
+def load_weights(folder: Path, method: Method) -> None:
+    """Put a checkpoint's weights into `method`, bit for bit.
 
     Raises `CheckpointError` when a file is damaged or does not fit.
     """
-    try:
+    with _damage_told(folder):
         load_model(method.encoder, folder / ENCODER)
         names = {name for name in method.state_dict() if not name.startswith("encoder.")}
         objective = load_file(folder / OBJECTIVE)
         if names != objective.keys():
             raise CheckpointError(f"{folder / OBJECTIVE}: lacks or adds {sorted(names ^ objective.keys())[0]}")
         method.load_state_dict(objective, strict=False)
-        moments = load_file(folder / OPTIMIZER)
-    except (SafetensorError, RuntimeError) as error:  # RuntimeError: load_state_dict, on another shape or name
-        raise CheckpointError(f"{folder}: damaged, or of another config ({str(error).splitlines()[0]})") from None
+
+
+def load_moments(folder: Path, method: Method, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Put a checkpoint's moments into `optimizer`, bit for bit; returns the counters. Raises as `load_weights` does."""
+    with _damage_told(folder):
+        stored = load_file(folder / OPTIMIZER)
     weights = dict(method.named_parameters())
-    counters = {name: moments.pop(name) for name in list(moments) if " " not in name}
-    for name, value in moments.items():
+    counters = {name: stored.pop(name) for name in list(stored) if " " not in name}
+    for name, value in stored.items():
         weight_name, key = name.split(" ")
-        weight = weights[weight_name]
-        place = (
-            torch.empty_like(weight) if value.shape == weight.shape else torch.empty_like(value, device=weight.device)
-        )
-        optimizer.state[weight][key] = place.detach().copy_(value)  # in the weight's own memory layout
+        optimizer.state[weights[weight_name]][key] = like(value, weights[weight_name])
     return counters
 
 
@@ -144,13 +155,12 @@ def _is_complete(folder: Path) -> bool:
         return False
 
 
-def _moments(method: Method, optimizer: torch.optim.Optimizer) -> list[tuple[str, str, Tensor]]:
-    return [
-        (name, key, value)
-        for name, weight in method.named_parameters()
-        if weight in optimizer.state
-        for key, value in optimizer.state[weight].items()
-    ]
+@contextlib.contextmanager
+def _damage_told(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:  # RuntimeError: load_state_dict, on another shape or name
+        raise CheckpointError(f"{folder}: damaged, or of another config ({str(error).splitlines()[0]})") from None
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -4,44 +4,88 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 import auricle
+from auricle import methods
 from auricle.config import read_yaml, to_yaml
-from auricle.data.manifest import Manifest
-from auricle.errors import AuricleError, CheckpointError, ConfigError, ManifestError, TooManySkipsError
+from auricle.data.dataset import hold_out
+from auricle.data.manifest import Manifest, Sources
+from auricle.errors import AuricleError, CheckpointError, ConfigError, TooManySkipsError
+from auricle.methods import FORMAT
 from auricle.methods.base import RunConfig
 from auricle.training.logs import SKIPPED, write_skips
+from auricle.training.probe import OnlineProbe
 
-FORMAT = 1
-CONFIG, MANIFEST, README = "config.yaml", "manifest.parquet", "README.md"
+CONFIG, MANIFEST, README, LOCK = "config.yaml", "manifest.parquet", "README.md", ".lock"
 FREE = {
-    "train": ("log_every", "valid_every", "checkpoint_every", "keep_checkpoints", "stop_after_s", "device"),
+    "train": ("log_every", "valid_every", "checkpoint_every", "keep_checkpoints", "stop_after_s", "device", "probe"),
     "data": ("workers", "max_skipped"),
 }
 """Options that do not decide what is learned: a resumed run may change them."""
+LOCK_PATIENCE_S = 6.0
+"""Readers of a killed run may hold its lock until they find, within five seconds, that it is gone."""
 
 
-def begin(run: RunConfig, sources: Sequence[Path | str], output: Path) -> None:
-    """Make the folder, `config.yaml` last: with it, the folder holds a run.
+@contextlib.contextmanager
+def opened(run: RunConfig, sources: Sources, output: Path, resume: bool) -> Iterator[None]:
+    """The run's folder, closed to other processes: made, or with `resume` continued if it holds a run.
 
-    Raises `CheckpointError` when something else lies there, `ManifestError` for sources without clips,
-    `TooManySkipsError` when too many of them are unusable.
+    Raises `CheckpointError` when something else lies there, or another run, or another process is training it;
+    `ManifestError` for sources without clips, `TooManySkipsError` when too many of them are unusable, `ConfigError`
+    when `train.probe` cannot score the held-out ones.
     """
-    leftovers = {MANIFEST, README, SKIPPED, f".{CONFIG}.unfinished"}  # of a start that was killed
+    if resume and (output / CONFIG).exists():
+        with exclusive(output):
+            _check_same(run, sources, output)
+            yield
+        return
+    _check_free(output)
+    manifest = Manifest.open(sources)
+    if manifest.skipped:
+        first = manifest.skipped[0]
+        check_skips(run, f"{first.path}: {first.reason}", len(manifest.skipped), len(manifest) + len(manifest.skipped))
+    if run.train.probe:
+        OnlineProbe(manifest.select(hold_out(manifest, run.data.valid_fraction, run.train.seed)[1]), run.train.probe)
+    output.mkdir(parents=True, exist_ok=True)
+    with exclusive(output):
+        _begin(run, manifest, output)
+        yield
+
+
+@contextlib.contextmanager
+def exclusive(output: Path) -> Iterator[None]:
+    """Keep other processes out of a run folder; the system lifts the lock of one that dies.
+
+    Raises `CheckpointError` when another process is training there, or there is no such folder.
+    """
+    if not output.is_dir():
+        raise CheckpointError(f"{output}: holds no run (there is no such folder)")
+    lock = filelock.FileLock(output / LOCK)
+    try:
+        lock.acquire(timeout=LOCK_PATIENCE_S)
+    except filelock.Timeout:
+        raise CheckpointError(f"{output}: another process is training this run; wait for it, or stop it") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _check_free(output: Path) -> None:
+    leftovers = {MANIFEST, README, SKIPPED, LOCK, f".{CONFIG}.unfinished"}  # of a start that was killed
     if (output / CONFIG).exists():
         raise CheckpointError(f"{output}: holds a run already; resume it, or choose another output folder")
     if output.exists() and not (output.is_dir() and {path.name for path in output.iterdir()} <= leftovers):
         raise CheckpointError(f"{output}: is not an empty folder; choose another output")
-    manifest = Manifest.open(sources)
-    if not len(manifest):
-        raise ManifestError(f"{', '.join(map(str, sources))}: no usable recordings ({len(manifest.skipped)} unusable)")
-    if manifest.skipped:
-        first = manifest.skipped[0]
-        check_skips(run, f"{first.path}: {first.reason}", len(manifest.skipped), len(manifest) + len(manifest.skipped))
-    output.mkdir(parents=True, exist_ok=True)
+
+
+def _begin(run: RunConfig, manifest: Manifest, output: Path) -> None:
+    """Fill the folder, `config.yaml` last: with it, the folder holds a run."""
     manifest.save(output / MANIFEST)
     (output / SKIPPED).unlink(missing_ok=True)
     write_skips(output, -1, manifest.skipped)
@@ -49,12 +93,12 @@ def begin(run: RunConfig, sources: Sequence[Path | str], output: Path) -> None:
     _write_config(run, output)
 
 
-def check_same(run: RunConfig, sources: Sequence[Path | str], output: Path) -> None:
+def _check_same(run: RunConfig, sources: Sources, output: Path) -> None:
     """Refuse (`CheckpointError`) to continue the folder's run with another config or other clips.
 
     Options in `FREE` may differ; the folder's `config.yaml` follows them.
     """
-    stored, asked = read_run(output), _described(run)
+    stored, asked = _described(methods.run_from_yaml(read_run(output))), _described(run)
     for place, old, new in _differences(stored, asked):
         section, _, option = place.partition(".")
         if option not in FREE.get(section, ()):
@@ -113,10 +157,9 @@ def _write_config(run: RunConfig, output: Path) -> None:
 def _differences(old: Any, new: Any, place: str = "") -> list[tuple[str, Any, Any]]:
     if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
         return [] if old == new else [(place, old, new)]
-    keys = [key for key in {**old, **new} if place or key not in ("format", "auricle")]
     return [
         difference
-        for key in keys
+        for key in {**old, **new}
         for difference in _differences(old.get(key), new.get(key), f"{place}.{key}" if place else key)
     ]
 

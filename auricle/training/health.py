@@ -17,6 +17,8 @@ from auricle.methods.base import Method
 
 WATCHED_CLIPS = 256
 """Held-out clips whose embeddings the collapse alarm looks at."""
+LEAST_CLIPS = 8
+"""Clips below which embeddings raise no alarm: their rank can be no more than the clips' number less one."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,10 @@ class Vitals:
     """Effective rank of the clip embeddings of each layer."""
     spreads: Sequence[float] = ()
     """Share of each layer's clip embeddings (of their mean square) that differs between clips."""
+    clips: int = 0
+    """Clips behind ranks, spreads and probe."""
+    attention_entropy: float | None = None
+    """From 0 (attention looks at one frame) to 1 (at all alike); None without attention."""
     waiting: float = 0.0
     """Share of the time spent waiting for data."""
     speed: float | None = None
@@ -54,6 +60,33 @@ class Measurement:
     pictures: dict[str, Tensor]
     """Of the first clip, each (T, F)."""
     skipped: list[Skip]
+    clip_ids: list[str]
+    """Of the clips whose embeddings were looked at."""
+    embeddings: list[Tensor]
+    """Of those clips, (N, D) for each layer."""
+    attention_entropy: float | None
+
+    def facts(self) -> dict[str, float]:
+        """What goes into the logs."""
+        facts = self.values | {f"rank_{i}": rank for i, rank in enumerate(self.ranks)} | {"spread": self.spreads[-1]}
+        return facts if self.attention_entropy is None else facts | {"attention_entropy": self.attention_entropy}
+
+    def vitals(
+        self, done: float, probe: Mapping[str, float], audio_s: float, seconds: float, waited_s: float
+    ) -> Vitals:
+        """With the share of steps `done`, the `probe`'s scores, and what `seconds` of training were spent on."""
+        return Vitals(
+            done=done,
+            loss=self.values["loss"],
+            trivial=self.values.get("trivial"),
+            ranks=self.ranks,
+            spreads=self.spreads,
+            clips=len(self.clip_ids),
+            attention_entropy=self.attention_entropy,
+            waiting=waited_s / seconds if seconds else 0.0,
+            speed=audio_s / seconds if seconds else None,
+            probe=probe,
+        )
 
 
 @dataclass
@@ -66,19 +99,27 @@ class Monitor:
     first_loss: float | None = None
     best_loss: float = math.inf
     first_ranks: list[float] = field(default_factory=list)
+    first_spreads: list[float] = field(default_factory=list)
+    least_entropy: float = 1.0
     best_speed: float = 0.0
     best_probe: dict[str, float] = field(default_factory=dict)
     ringing: list[str] = field(default_factory=list)
 
     def check(self, vitals: Vitals) -> dict[str, str]:
-        """New alarms by name, each with one line of advice; one that goes on is not repeated until it has ceased."""
-        if self.first_loss is None:
-            self.first_loss, self.first_ranks = vitals.loss, list(vitals.ranks)
-        alarms = dict(self._alarms(vitals))
+        """New alarms by name, each with one line of advice; one that goes on is not repeated until it has ceased.
+
+        The first measurement, before any training, raises none.
+        """
+        first = self.first_loss is None
+        if first:
+            self.first_loss, self.first_ranks, self.first_spreads = vitals.loss, [*vitals.ranks], [*vitals.spreads]
+        alarms = {} if first else dict(self._alarms(vitals))
         new = {name: line for name, line in alarms.items() if name not in self.ringing}
         self.ringing = sorted(alarms)
         if math.isfinite(vitals.loss):
             self.best_loss = min(self.best_loss, vitals.loss)
+        if vitals.attention_entropy is not None:
+            self.least_entropy = min(self.least_entropy, vitals.attention_entropy)
         self.best_speed = max(self.best_speed, vitals.speed or 0.0)
         for name, score in vitals.probe.items():
             self.best_probe[name] = max(self.best_probe.get(name, score), score)
@@ -105,20 +146,22 @@ class Monitor:
                     f"learned nothing ({now.trivial:.4g}): train longer or change train.lr"
                 ),
             )
-        for layer, (rank, spread) in enumerate(zip(now.ranks, now.spreads, strict=True)):
-            before = self.first_ranks[layer]
-            if rank < before / 3 or spread < 1e-4:
+        if now.clips >= LEAST_CLIPS:
+            yield from self._collapse(now)
+        if (entropy := now.attention_entropy) is not None:
+            if entropy < 0.05:
                 yield (
-                    f"collapse of layer {layer}",
+                    "attention",
+                    (f"attention has shrunk to single frames (entropy {entropy:.3f}, from 0 to 1): lower train.lr"),
+                )
+            elif entropy > 0.995 and self.least_entropy < 0.9:
+                yield (
+                    "attention",
                     (
-                        f"clip embeddings of layer {layer} shrink from {before:.1f} to {rank:.1f} "
-                        f"effective dimensions, {spread:.1e} of their power differing between clips: lower train.lr"
+                        f"attention looks at all frames alike (entropy {entropy:.4f}, from 0 to 1; it was down to "
+                        f"{self.least_entropy:.2f}): lower train.lr"
                     ),
                 )
-        for name, score in now.probe.items():
-            best = self.best_probe.get(name, score)
-            if score < 0.8 * best:
-                yield f"probe {name}", f"the probe's {name} fell to {score:.3g} from {best:.3g}: lower train.lr"
         if now.waiting > 0.5:
             yield (
                 "stalled data",
@@ -133,6 +176,24 @@ class Monitor:
                 ),
             )
 
+    def _collapse(self, now: Vitals) -> Iterator[tuple[str, str]]:
+        for layer, (rank, spread) in enumerate(zip(now.ranks, now.spreads, strict=True)):
+            first_rank, first_spread = self.first_ranks[layer], self.first_spreads[layer]
+            if rank < first_rank / 3 or spread < first_spread / 100:
+                yield (
+                    f"collapse of layer {layer}",
+                    (
+                        f"clip embeddings of layer {layer} shrink from {first_rank:.1f} to {rank:.1f} effective "
+                        f"dimensions; the share of their power that differs between clips, from {first_spread:.1e} "
+                        f"to {spread:.1e}: lower train.lr"
+                    ),
+                )
+        for name, score in now.probe.items():
+            best = self.best_probe.get(name, score)
+            noise = 3 * math.sqrt(best * (1 - best) / now.clips) if 0 < best < 1 else 0.0  # binomial
+            if best - score > max(0.2 * best, noise):
+                yield f"probe {name}", f"the probe's {name} fell to {score:.3g} from {best:.3g}: lower train.lr"
+
 
 @torch.no_grad()
 def measure(
@@ -141,9 +202,11 @@ def measure(
     """Held-out losses of `method` in evaluation mode: the same draws for the same batches, whenever it is called."""
     totals: dict[str, float] = {}
     embeddings: list[list[Tensor]] = []  # a batch, a layer
+    clip_ids: list[str] = []
+    entropy: Tensor | None = None
     pictures: dict[str, Tensor] = {}
     skipped: list[Skip] = []
-    device, watched, items = method.encoder.device, 0, 0.0
+    device, items = method.encoder.device, 0.0
     method.eval()
     for i, batch in enumerate(batches):
         skipped += batch.skipped
@@ -156,17 +219,28 @@ def measure(
             if not pictures:
                 torch.manual_seed(seed)
                 pictures = method.visualize(batch)
-            if watched < WATCHED_CLIPS:
+            if len(clip_ids) < WATCHED_CLIPS:
                 frames = method.encoder(batch.waveforms, batch.lengths)
+                if not embeddings:
+                    entropy = method.encoder.attention_entropy(frames)
                 embeddings.append([pool_frames(hidden, frames.lengths).cpu() for hidden in frames.hidden_states])
-                watched += len(batch.clip_ids)
+                clip_ids += batch.clip_ids
         items += float(step.count)
         for name, value in {"loss": step.loss, **step.metrics}.items():
             totals[name] = totals.get(name, 0.0) + float(value) * float(step.count)
     method.train()
     values = {name: value / items if items else math.nan for name, value in totals.items()}
     layers = [torch.cat(layer) for layer in zip(*embeddings, strict=True)]
-    return Measurement(values, list(map(effective_rank, layers)), list(map(spread, layers)), pictures, skipped)
+    return Measurement(
+        values=values,
+        ranks=[effective_rank(layer) for layer in layers],
+        spreads=[spread(layer) for layer in layers],
+        pictures=pictures,
+        skipped=skipped,
+        clip_ids=clip_ids,
+        embeddings=layers,
+        attention_entropy=None if entropy is None else float(entropy),
+    )
 
 
 def effective_rank(embeddings: Tensor) -> float:

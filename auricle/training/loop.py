@@ -7,25 +7,26 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import reduce
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from auricle import methods
+from auricle.config import edit
 from auricle.data.batching import Skip
 from auricle.data.dataset import fixed_batches, hold_out, training_batches
-from auricle.data.manifest import Manifest
+from auricle.data.manifest import Manifest, Sources
 from auricle.encoders.base import Encoder
 from auricle.errors import AuricleError, CheckpointError, TrainingError
 from auricle.methods.base import RunConfig, Step
-from auricle.training import checkpoint, folder, health, optim
+from auricle.training import checkpoint, folder, health, optim, parallel
 from auricle.training.logs import RunLog
+from auricle.training.probe import OnlineProbe
 from auricle.training.processes import Processes, Signals
 from auricle.training.stream import Stream
 from auricle.training.tally import Tally, sums_of
@@ -43,45 +44,50 @@ class TrainingInterrupted(AuricleError):
 
 
 def pretrain(
-    run: RunConfig,
-    sources: Sequence[Path | str],
+    run: RunConfig | str,
+    sources: Sources,
     output: Path | str,
+    *,
     resume: bool = False,
     progress: bool = True,
     probe: Probe | None = None,
+    **edits: Any,
 ) -> Path:
-    """Train `run` on the recordings in `sources` (folders, manifests); returns `output`, the run folder.
+    """Train `run`, a config or a preset's name, on the recordings in `sources`; returns `output`, the run folder.
 
-    With `resume`, a run that the folder holds goes on from its newest checkpoint, on CPU bit for bit as if it had
-    never stopped; an empty folder begins. `torchrun` and `accelerate launch` start it in several processes. `probe`
-    scores the encoder (higher is better) at every held-out measurement. Raises `ConfigError`, `ManifestError`,
-    `CheckpointError` (another run's folder), `TooManySkipsError`, `TrainingError` (non-finite updates without end),
-    `TrainingInterrupted`, and `AuricleError` when the disk is full or not writable.
+    `edits` change the config: `pretrain("mockingjay-tiny", "audio/", "runs/mj", train={"steps": 100})`. With `resume`,
+    a run that the folder holds goes on from its newest checkpoint, on CPU bit for bit as if it had never stopped; an
+    empty folder begins. `torchrun` and `accelerate launch` start it in several processes. `probe` scores the encoder
+    (higher is better) at every held-out measurement, in every process. Raises `ConfigError`, `ManifestError`,
+    `CheckpointError` (another run's folder, or one in use), `TooManySkipsError`, `TrainingError` (non-finite updates
+    without end), `TrainingInterrupted`, and `AuricleError` when the disk is full or not writable.
     """
-    output = Path(output)
-    with folder.one_line_for_the_disk(output):
+    run, output = edit(methods.preset(run) if isinstance(run, str) else run, **edits), Path(output)
+    with folder.one_line_for_the_disk(output), contextlib.ExitStack() as held:
         processes = Processes(run.train)
         if processes.main:
-            if resume and (output / folder.CONFIG).exists():
-                folder.check_same(run, sources, output)
-            else:
-                folder.begin(run, sources, output)
+            held.enter_context(folder.opened(run, sources, output, resume))
         processes.wait()
         return _train(run, output, processes, progress, probe)
 
 
-def resume(output: Path | str, progress: bool = True, probe: Probe | None = None) -> Path:
+def resume(output: Path | str, *, progress: bool = True, probe: Probe | None = None) -> Path:
     """Go on with the run in folder `output`, as its own `config.yaml` says. Raises as `pretrain` does."""
     output = Path(output)
-    with folder.one_line_for_the_disk(output):
+    with folder.one_line_for_the_disk(output), contextlib.ExitStack() as held:
         run = methods.run_from_yaml(folder.read_run(output))
-        return _train(run, output, Processes(run.train), progress, probe)
+        processes = Processes(run.train)
+        if processes.main:
+            held.enter_context(folder.exclusive(output))
+        processes.wait()
+        return _train(run, output, processes, progress, probe)
 
 
 def _train(run: RunConfig, output: Path, processes: Processes, progress: bool, probe: Probe | None) -> Path:
     newest = checkpoint.newest(output / "checkpoints")
     if newest and checkpoint.read_state(newest)["step"] >= run.train.steps:
-        logger.info("%s: finished already, all %d steps are done", output, run.train.steps)
+        if processes.main:
+            logger.info("%s: finished already, all %d steps are done", output, run.train.steps)
         return output
     loop = _Loop(run, output, processes, newest, probe)
     try:
@@ -106,26 +112,28 @@ class _Loop:
         heard, held_out = hold_out(manifest, run.data.valid_fraction, run.train.seed)
         self.heard, self.held_out = manifest.select(heard), manifest.select(held_out)
 
+        self.online_probe = OnlineProbe(self.held_out, run.train.probe) if run.train.probe else None
+
         torch.manual_seed(run.train.seed)
         self.method = run.build().to(self.device)
+        if newest:
+            checkpoint.load_weights(newest, self.method)
+        elif processes.main:
+            torch.manual_seed(_seed(run.train.seed, "prepare"))
+            with contextlib.closing(self._stream(rank=0, world=1)) as stream:
+                self.method.prepare(batch.to(self.device) for batch in stream)
+        self.model: nn.Module = self.method
+        if processes.count > 1:
+            self.model = parallel.copy_or_shard(self.method, run.train.sharding, processes.count)
         self.optimizer = optim.build_optimizer(self.method, run.train)
         self.step, self.taken, self.audio_s, self.monitor = 0, 0, 0.0, health.Monitor()
         self.tally = Tally(self.device)
         if newest:
             self._load(newest)
-        elif processes.main:
-            torch.manual_seed(_seed(run.train.seed, "prepare"))
-            with contextlib.closing(self._stream(rank=0, world=1)) as stream:
-                self.method.prepare(batch.to(self.device) for batch in stream)
 
         if run.train.compile:
             encoder = self.method.encoder
             encoder.encode = torch.compile(encoder.encode, dynamic=True)  # type: ignore[method-assign]
-        self.model: nn.Module = self.method
-        if (
-            processes.count > 1
-        ):  # copies rank 0's weights to all now, and its buffers before each step, as a resume would
-            self.model = DistributedDataParallel(self.method, find_unused_parameters=True)
         self.log = RunLog(output, self.step if newest else -1) if processes.main else None
         if self.log:
             self.log.session(self.step, precision="bf16" if self.dtype else "fp32", **self._setting())
@@ -168,7 +176,8 @@ class _Loop:
                     line += f"auricle pretrain --resume {self.output}"
                     if stop == 2:
                         raise TrainingInterrupted(line)
-                    logger.info("%s", line)
+                    if processes.main:
+                        logger.info("%s", line)
                     return
 
     def _update(self) -> None:
@@ -180,7 +189,7 @@ class _Loop:
             self.skips += [(self.step + 1, skip) for skip in self.stream.skipped]
             self.stream.skipped.clear()
             torch.manual_seed(_seed(train.seed, self.step + 1, i, processes.rank))
-            with self._synchronised(i + 1 == train.accumulate):
+            with parallel.synchronised(self.model, last=i + 1 == train.accumulate):
                 with self._autocast():
                     result: Step = self.model(batch)
                 # Gradients of sums add up over micro-batches and processes; `update` divides by the items of all.
@@ -220,27 +229,17 @@ class _Loop:
         """
         with self._off_the_clock():
             batches = fixed_batches(self.held_out, self.method.needs, self.run.data)
-            found = health.measure(self.method, batches, _seed(self.run.train.seed, "held out") >> 1, self._autocast)
+            seed = _seed(self.run.train.seed, "held out") >> 1
+            with parallel.unsharded(self.method):
+                found = health.measure(self.method, batches, seed, self._autocast)
+                scores = self._probe_scores(found)
             self.skips += [(self.step, skip) for skip in found.skipped]
             if not (self.log and found.values):
                 return
-            scores = self._probe_scores()
-            audio_s, seconds, waited_s = self.pace
-            self.pace = [0.0, 0.0, 0.0]
-            facts = {f"rank_{i}": rank for i, rank in enumerate(found.ranks)} | {"spread": found.spreads[-1]}
-            facts |= {f"probe_{name}": score for name, score in scores.items()}
-            self.log.write(self.step, "valid", found.values | facts)
+            self.log.write(self.step, "valid", found.facts() | {f"probe_{name}": scores[name] for name in scores})
             self.log.picture(self.step, found.pictures)
-            vitals = health.Vitals(
-                done=self.step / self.run.train.steps,
-                loss=found.values["loss"],
-                trivial=found.values.get("trivial"),
-                ranks=found.ranks,
-                spreads=found.spreads,
-                waiting=waited_s / seconds if seconds else 0.0,
-                speed=audio_s / seconds if seconds else None,
-                probe=scores,
-            )
+            vitals = found.vitals(self.step / self.run.train.steps, scores, *self.pace)
+            self.pace = [0.0, 0.0, 0.0]
             for name, line in self.monitor.check(vitals).items():
                 self.bar.clear()  # the alarm gets a line of its own
                 logger.warning("step %d, %s: %s", self.step, name, line)
@@ -252,14 +251,16 @@ class _Loop:
         self._check_finite()
         with self._off_the_clock():
             taken = self.processes.gather([self.stream.taken])
+            method = parallel.whole(self.method, self.run)
+            moments = checkpoint.moments(self.method, self.optimizer)
             if self.log:
                 self.log.flush()
                 progress = {"taken": taken, "audio_s": self.audio_s, "names": self.tally.names}
                 checkpoint.save(
                     self.output / "checkpoints",
                     self.step,
-                    self.method,
-                    self.optimizer,
+                    method,
+                    moments,
                     self.tally.tensors(),
                     state=self._setting() | progress | {"monitor": vars(self.monitor)},
                     about={"seed": self.run.train.seed, "method": self.run.method, "preset": self.run.preset},
@@ -275,9 +276,10 @@ class _Loop:
             )
         if state["data"] != here["data"]:
             raise CheckpointError(f"{self.output / folder.MANIFEST}: is not the run's own any more; put that one back")
-        if changed := [f"{key} {here[key]} (was {state[key]})" for key in here if state[key] != here[key]]:
+        changed = [f"{key} {here[key]} (was {state[key]})" for key in here if state[key] != here[key]]
+        if changed and self.processes.main:
             logger.warning("%s: goes on with %s; the last bits may differ", self.output, ", ".join(changed))
-        self.tally.load(checkpoint.load(newest, self.method, self.optimizer), state["names"])
+        self.tally.load(checkpoint.load_moments(newest, self.method, self.optimizer), state["names"])
         self.step, self.audio_s = state["step"], state["audio_s"]
         self.taken = state["taken"][self.processes.rank]
         self.monitor = health.Monitor(**state["monitor"])
@@ -318,23 +320,17 @@ class _Loop:
         batches = training_batches(self.heard, needs, data, seed=seed, start=taken, rank=rank, world=world)
         return Stream(batches, len(self.heard), taken)
 
-    def _probe_scores(self) -> dict[str, float]:
-        if not self.probe:
-            return {}
-        self.method.eval()
-        with torch.no_grad():
-            scores = self.probe(self.method.encoder)
-        self.method.train()
+    def _probe_scores(self, found: health.Measurement) -> dict[str, float]:
+        scores = self.online_probe.scores(found.clip_ids, found.embeddings) if self.online_probe else {}
+        if self.probe:
+            self.method.eval()
+            with torch.no_grad():
+                scores |= self.probe(self.method.encoder)
+            self.method.train()
         return scores
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
-
-    def _synchronised(self, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Gradients travel between processes once a step, with the last micro-batch."""
-        if last or not isinstance(self.model, DistributedDataParallel):
-            return contextlib.nullcontext()
-        return self.model.no_sync()
 
     @contextlib.contextmanager
     def _off_the_clock(self) -> Iterator[None]:

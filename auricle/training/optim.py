@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from auricle.methods.base import TrainConfig
+from auricle.training.parallel import gathered
 
 
 def build_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
@@ -60,7 +61,7 @@ def update(
     mean gradient's norm () before clipping, and whether the update was gated ().
     """
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = get_total_norm(gradients) / count
+    norm = gathered(get_total_norm(gradients)) / count
     gated = ~(norm.isfinite() & loss.isfinite())
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, train)

@@ -19,7 +19,7 @@ from auricle.methods.base import TrainConfig
 class Processes:
     """This process among those of the run: `rank` of `count`, on `device`. Alone, nothing is exchanged.
 
-    Raises `ConfigError` for a device that is not there.
+    Raises `ConfigError` for a device that is not there, and for sharding without others to share with.
     """
 
     def __init__(self, train: TrainConfig) -> None:
@@ -31,6 +31,8 @@ class Processes:
         self.device: torch.device = self._state.device
         if train.device != "auto" and self.count == 1:
             self.device = _device(train.device)
+        if train.sharding == "fsdp" and self.count == 1:
+            raise ConfigError("train.sharding: 'fsdp' needs several processes: start it with torchrun")
         # Votes go through the hosts' memory, so that they never wait for a device.
         self._hosts: Any = None
         if self.count > 1:

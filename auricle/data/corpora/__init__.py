@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,5 +81,8 @@ def read_corpus(name: str, folder: str | Path | None = None, **options: Any) -> 
         raise ManifestError(f"corpus '{name}' {'takes no' if folder is not None else 'needs the'} folder it lies in")
     module, function = CORPORA[name].reader.split(":")
     read = getattr(importlib.import_module(module), function)
+    for option in options:
+        if option not in inspect.signature(read).parameters:
+            raise ManifestError(f"corpus '{name}' takes no option '{option}'")
     manifest: Manifest = read(**options) if folder is None else read(Path(folder), **options)
     return manifest
