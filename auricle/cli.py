@@ -54,7 +54,7 @@ class Demo:
 
     output: Path = Path("auricle-demo")
     """Folder for the run, the results and the page; an earlier demo there is replaced."""
-    seconds: float = 170.0
+    seconds: float = 150.0
     """Time for all of it; pre-training takes what the rest leaves."""
     seed: int = 0
     """Seed of the run."""

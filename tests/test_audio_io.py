@@ -142,6 +142,18 @@ def test_a_truncated_file_reads_up_to_the_damage_or_says_so(tmp_path, suffix):
         assert 10_000 < len(read(path)) < 70_000
 
 
+def test_a_decoder_that_loses_its_place_is_not_believed(tmp_path, monkeypatch):
+    """Damaged mp3 can throw it back; what follows would be heard twice."""
+    soundfile.write(tmp_path / "a.mp3", noise(20_000), 16_000)
+    monkeypatch.setattr("auricle.audio.io.BLOCK", 4_000)
+    assert len(read(tmp_path / "a.mp3")) == 20_000
+    tell = soundfile.SoundFile.tell
+    monkeypatch.setattr(soundfile.SoundFile, "tell", lambda self: min(8_000, tell(self)))
+    assert len(read(tmp_path / "a.mp3", length=8_000)) == 8_000
+    with pytest.raises(AudioError, match=r"a\.mp3: is damaged near 0\.8 s \(decoder lost its place\)"):
+        read(tmp_path / "a.mp3")
+
+
 def test_many_channels_cost_no_more_memory_than_few(tmp_path, monkeypatch):
     soundfile.write(tmp_path / "a.wav", noise(5_000, 1_000), 16_000, subtype="FLOAT")
     held = []

@@ -169,14 +169,16 @@ def _decode(file: soundfile.SoundFile, path: str | Path, begin: int, end: int) -
     # is decoded from its start, and what comes before `begin` thrown away.
     place = 0 if file.format == "OGG" else begin
     try:
-        file.seek(place)
+        at = file.seek(place)
         while place < end:
+            if at != place:  # damaged mp3 can throw the decoder back, to give the same audio twice
+                raise AudioError(f"{path}: is damaged near {place / file.samplerate:.1f} s (decoder lost its place)")
             block = file.read(min(max(1, BLOCK // file.channels), end - place), dtype="float32", always_2d=True)
             if not len(block):
                 return
             if place + len(block) > begin:
                 yield _mean(block[max(0, begin - place) :], axis=1)
-            place += len(block)
+            place, at = place + len(block), file.tell()
     except soundfile.LibsndfileError as error:
         raise AudioError(f"{path}: is damaged near {place / file.samplerate:.1f} s ({_reason(error)})") from None
 
