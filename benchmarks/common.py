@@ -26,9 +26,11 @@ def measure(
 ) -> dict[str, NDArray[np.float64]]:
     """Seconds of each row in each round; the rows take turns, so that a busy machine slows all alike.
 
-    `clock` is a key of CLOCKS. `before(number)` prepares round 0, 1, ... untimed; round 0 is also run once before the clock starts.
+    `clock` is a key of CLOCKS. `before(number)` prepares round 0, 1, ... untimed; round 0 is also run once before the
+    clock starts.
     """
-    now, times = CLOCKS[clock], dict[str, list[float]]((name, []) for name in rows)
+    now = CLOCKS[clock]
+    times: dict[str, list[float]] = {name: [] for name in rows}
     before(0)
     for row in rows.values():
         row()

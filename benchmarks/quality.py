@@ -102,10 +102,10 @@ def train(run: RunConfig, plan: Plan, data: Path, seed: int, output: Path) -> di
     """One run; its steps, minutes on the clock and of processor time, and held-out loss beside its trivial level."""
     folder = output / f"{plan.preset}-{seed}"
     run = edit(run, train={"seed": seed})
-    manifest = Manifest.open([data / corpus / "manifest.csv" for corpus in plan.heard])
+    heard = [data / corpus / "manifest.csv" for corpus in plan.heard]
     began, busy = time.perf_counter(), time.process_time()
-    pretrain(run, [keep_long_enough(manifest, run, output)], folder, resume=True, progress=False)
-    found = {"folder": str(folder), "steps": run.train.steps, "wall_min": (time.perf_counter() - began) / 60}
+    pretrain(run, heard, folder, resume=True, progress=False)
+    found: dict[str, Any] = {"folder": str(folder), "steps": run.train.steps, "wall_min": (time.perf_counter() - began) / 60}
     found["cpu_min"] = (time.process_time() - busy) / 60
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     last = [line for line in lines if line["split"] == "valid"][-1]
@@ -116,14 +116,6 @@ def train(run: RunConfig, plan: Plan, data: Path, seed: int, output: Path) -> di
         flush=True,
     )
     return found
-
-
-def keep_long_enough(manifest: Manifest, run: RunConfig, output: Path) -> Path:
-    """A manifest of the clips that the method can use."""
-    path = output / "heard.parquet"
-    output.mkdir(parents=True, exist_ok=True)
-    manifest.select(manifest.durations >= run.build().needs.min_s).save(path)
-    return path
 
 
 def judge(name: str, data: Path, runs: Sequence[str], output: Path) -> dict[str, Any]:

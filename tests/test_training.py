@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import tiny
 import torch
 from safetensors.torch import load_file
@@ -339,8 +340,6 @@ def spoil(corpus: Path, where: Path, bad: int) -> Path:
     """A copy of the corpus whose last `bad` clips are digital silence, which is found out only by listening."""
     import shutil
 
-    import soundfile
-
     shutil.copytree(corpus, where)
     for path in sorted(where.iterdir())[-bad:]:
         soundfile.write(path, np.zeros(4000), tiny.RATE)
@@ -372,6 +371,27 @@ def test_a_corpus_of_nothing_usable_is_refused_not_searched_for_ever(corpus, tmp
     with pytest.raises(ManifestError):
         quiet(tiny_run(), tmp_path / "empty", tmp_path / "run2")
     assert not (tmp_path / "run2").exists()
+
+
+def test_clips_too_short_for_the_method_are_recorded_and_no_skips(tmp_path, caplog):
+    """A third of the corpus is shorter than `min_s`; silence in all the others still ends the search."""
+    audio = write_corpus(tmp_path / "audio")
+    for number in range(12):
+        soundfile.write(audio / f"short-{number}.wav", np.full(300, 0.1), tiny.RATE)
+    out = quiet(tiny_run(data={"max_skipped": 0.0, "valid_fraction": 0.0}), audio, tmp_path / "run")
+    assert [line["too_short"] for line in lines(out, "session")] == [12]
+    assert lines(out, "train")[-1]["skipped"] == 0
+    assert [record.message for record in caplog.records if "shorter than objective.min_s" in record.message] == [
+        "12 of 36 clips are shorter than objective.min_s = 0.05 s, and are left out"
+    ]
+    for path in audio.glob("[0-9]*.wav"):
+        soundfile.write(path, np.zeros(soundfile.info(path).frames), tiny.RATE)
+    with pytest.raises(TooManySkipsError):
+        quiet(tiny_run(data={"max_skipped": 0.0, "valid_fraction": 0.0}), audio, tmp_path / "silent")
+    for path in audio.glob("[0-9]*.wav"):
+        path.unlink()
+    with pytest.raises(ManifestError, match=r"none of the 12 clips is as long as .* lower objective\.min_s"):
+        quiet(tiny_run(data={"valid_fraction": 0.0}), audio, tmp_path / "short")
 
 
 def test_files_unreadable_at_the_start_count_too(corpus, tmp_path):

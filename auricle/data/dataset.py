@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -21,7 +20,6 @@ from auricle.data.batching import Batch, DataConfig, DataNeeds, Skip, crop_posit
 from auricle.data.manifest import Manifest
 from auricle.errors import AudioError, ManifestError
 
-logger = logging.getLogger("auricle")
 MAX_HELD_OUT = 200
 """Clips; more would cost time at every measurement and tell little more."""
 AHEAD = 2
@@ -64,8 +62,8 @@ def training_batches(
 ) -> Iterator[Batch]:
     """Random crops without end; of the batches of all epochs, one after another, each rank gets every `world`-th.
 
-    `start` is the number of batches this rank has already taken. Clips shorter than `needs.min_s` are left out, which
-    rank 0 says once in the log. Order and crops depend on (seed, epoch, clip) alone, not on the number of workers.
+    `start` is the number of batches this rank has already taken. Clips shorter than `needs.min_s` are left out.
+    Order and crops depend on (seed, epoch, clip) alone, not on the number of workers.
     Raises `ManifestError` when no clip is long enough.
     """
     durations = manifest.durations
@@ -78,9 +76,6 @@ def training_batches(
     lengths = samples(durations, needs.sample_rate)
 
     def plans() -> Iterator[Plan]:
-        if (short := len(manifest) - len(usable)) and start == rank == 0:
-            left_out = f"{short} of {len(manifest)} clips are shorter than objective.min_s = {needs.min_s:g} s"
-            logger.warning("%s, and are left out", left_out)
         next_batch, taken = start * world + rank, 0  # counted over all epochs
         for epoch in count():
             batches = plan_epoch(durations[usable], needs, config.batch_seconds, seed, epoch)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from auricle import methods
 from auricle.config import edit
 from auricle.data.batching import Skip
-from auricle.data.dataset import fixed_batches, hold_out, training_batches
+from auricle.data.dataset import fixed_batches, hold_out, long_enough, training_batches
 from auricle.data.manifest import Manifest, Sources
 from auricle.encoders.base import Encoder
 from auricle.errors import AuricleError, CheckpointError, TrainingError
@@ -136,7 +136,12 @@ class _Loop:
             encoder.encode = torch.compile(encoder.encode, dynamic=True)  # type: ignore[method-assign]
         self.log = RunLog(output, self.step if newest else -1) if processes.main else None
         if self.log:
-            self.log.session(self.step, precision="bf16" if self.dtype else "fp32", **self._setting())
+            too_short = len(manifest) - len(long_enough(manifest, self.method.needs))
+            if too_short and not newest:
+                least = f"objective.min_s = {self.method.needs.min_s:g} s"
+                logger.warning("%d of %d clips are shorter than %s, and are left out", too_short, len(manifest), least)
+            facts = {"precision": "bf16" if self.dtype else "fp32", "too_short": too_short} | self._setting()
+            self.log.session(self.step, **facts)
         opening = sum(step < 0 for step in self.log.skipped.values()) if self.log else 0
         self.clips = processes.vote(len(manifest) + opening)
         self.skips: list[tuple[int, Skip]] = []
@@ -318,7 +323,7 @@ class _Loop:
     def _stream(self, rank: int, world: int, taken: int = 0) -> Stream:
         seed, data, needs = self.run.train.seed, self.run.data, self.method.needs
         batches = training_batches(self.heard, needs, data, seed=seed, start=taken, rank=rank, world=world)
-        return Stream(batches, len(self.heard), taken)
+        return Stream(batches, len(long_enough(self.heard, needs)), taken)
 
     def _probe_scores(self, found: health.Measurement) -> dict[str, float]:
         scores = self.online_probe.scores(found.clip_ids, found.embeddings) if self.online_probe else {}
