@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from auricle.evaluation.probes.heads import Examples, Head, ProbeConfig, fit_heads
+from auricle.nn.linear import linear
 
 
 def main() -> None:
@@ -118,19 +119,16 @@ def products(head: Head, args: argparse.Namespace, config: ProbeConfig) -> Calla
     """The matrix products of a whole grid: a layer's heads in one product where they share an input."""
     heads, rows = len(config.lrs) * len(config.seeds), config.batch
     first = args.classes if head == "linear" else config.hidden
-    x, w = torch.randn(rows, args.dim), torch.randn(heads * first, args.dim)
-    slope = torch.randn(heads * first, rows)
-    hidden, v = torch.randn(heads, config.hidden, rows), torch.randn(heads, args.classes, config.hidden)
-    top = torch.randn(heads, args.classes, rows)
+    x, w = torch.randn(rows, args.dim), torch.randn(heads * first, args.dim, requires_grad=True)
+    hidden = torch.randn(heads, config.hidden, rows, requires_grad=True)
+    v = torch.randn(heads, args.classes, config.hidden, requires_grad=True)
+    slope, top = torch.randn(heads * first, rows), torch.randn(heads, args.classes, rows)
 
     def run() -> None:
         for _ in range(args.layers * args.steps):
-            w @ x.T  # outputs
-            slope @ x  # the weights' gradient
+            torch.autograd.grad(linear(w, x), w, slope)
             if head == "mlp":
-                v @ hidden
-                top @ hidden.mT
-                v.mT @ top  # the hidden layer's gradient
+                torch.autograd.grad(v @ hidden, (v, hidden), top)
 
     return run
 

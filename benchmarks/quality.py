@@ -105,7 +105,11 @@ def train(run: RunConfig, plan: Plan, data: Path, seed: int, output: Path) -> di
     heard = [data / corpus / "manifest.csv" for corpus in plan.heard]
     began, busy = time.perf_counter(), time.process_time()
     pretrain(run, heard, folder, resume=True, progress=False)
-    found: dict[str, Any] = {"folder": str(folder), "steps": run.train.steps, "wall_min": (time.perf_counter() - began) / 60}
+    found: dict[str, Any] = {
+        "folder": str(folder),
+        "steps": run.train.steps,
+        "wall_min": (time.perf_counter() - began) / 60,
+    }
     found["cpu_min"] = (time.process_time() - busy) / 60
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     last = [line for line in lines if line["split"] == "valid"][-1]

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from auricle.nn import transformer
+from auricle.nn.linear import Linear
 from auricle.nn.losses import reconstruction_loss
 from auricle.nn.positions import SinusoidalPositions, sinusoids
-from auricle.nn.transformer import Dropout, Linear, Transformer, _plain_attention, attention, mix_padded, padding_bias
+from auricle.nn.transformer import Dropout, Transformer, _plain_attention, attention, mix_padded, padding_bias
 
 
 def reference_layer(block, norm: str) -> nn.TransformerEncoderLayer:

@@ -13,8 +13,9 @@ from auricle.config import Config
 from auricle.encoders.base import Encoder, Frames, Stretch
 from auricle.features.frontend import FrontEnd, FrontEndConfig
 from auricle.nn.entropy import attention_entropy
+from auricle.nn.linear import Linear
 from auricle.nn.positions import SinusoidalPositions
-from auricle.nn.transformer import Dropout, Linear, Transformer, init_weights
+from auricle.nn.transformer import Dropout, Transformer, init_weights
 
 _WINDOWS_AT_ONCE = 8
 """Windows of a long clip that are encoded together; bounds memory."""

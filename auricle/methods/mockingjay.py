@@ -19,9 +19,10 @@ from auricle.data.batching import Batch, DataNeeds
 from auricle.encoders.mel_transformer import MelTransformer, MelTransformerConfig
 from auricle.features.frontend import FrontEnd, FrontEndConfig
 from auricle.methods.base import Method, RunConfig, Step
+from auricle.nn.linear import Linear
 from auricle.nn.losses import reconstruction_loss
 from auricle.nn.masking import MaskConfig, interpolate, mask_frames
-from auricle.nn.transformer import Linear, init_weights
+from auricle.nn.transformer import init_weights
 
 
 class MockingjayConfig(MaskConfig):

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from auricle.nn.linear import Linear
+
 Norm = Literal["post", "pre"]
 
 _PADDED = -1e9
@@ -23,22 +25,6 @@ _PADDED = -1e9
 
 CPU_SCORES = 1 << 22
 """Attention scores computed at once on the CPU: few enough to stay in its cache, enough to feed its cores."""
-
-
-class Linear(nn.Linear):
-    """`nn.Linear`; in fp32 on a CPU it is computed as a convolution over single points, in full precision too.
-
-    PyTorch gives convolutions to oneDNN and linear layers to MKL, which on AMD processors is half as fast.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        """x (..., in) to (..., out)."""
-        x = input
-        if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu") or not x.numel():
-            return super().forward(x)
-        points = x.reshape(1, -1, 1, self.in_features).permute(0, 3, 1, 2)  # (1, in, N, 1), channels last
-        out = F.conv2d(points, self.weight[:, :, None, None], self.bias)
-        return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], self.out_features)
 
 
 def init_weights(module: nn.Module) -> None:

@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from auricle.config import Config
 from auricle.errors import ConfigError, EvaluationError
+from auricle.nn.linear import linear
 
 Kind = Literal["classes", "labels", "values"]
 """What a probe predicts: one class of several, any number of labels, or a number."""
@@ -104,11 +105,9 @@ class _Heads:
 
     def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
         """Logits (G, K, n) of standardised inputs, each (n, D)."""
-        x, (w, b) = self.mixed(inputs).mT, self.weights[:2]
-        if x.dim() == 2:  # one product for all heads
-            out = torch.addmm(b.view(-1, 1), w.view(-1, w.shape[2]), x).view(*w.shape[:2], -1)
-        else:
-            out = torch.baddbmm(b, w, x)
+        x, (w, b) = self.mixed(inputs), self.weights[:2]
+        shared = x.dim() == 2  # then one product serves all heads
+        out = linear(w.flatten(0, 1), x).view(*w.shape[:2], -1) + b if shared else torch.baddbmm(b, w, x.mT)
         return torch.baddbmm(self.weights[3], self.weights[2], out.relu()) if self.head == "mlp" else out
 
 
