@@ -1,6 +1,6 @@
 """Grids of probe heads: auricle's, all at once, against the best plain loop, one head after another.
 
-    python benchmarks/probes.py --train 8192 --dim 768 --classes 40 --layers 4 --steps 200 --threads 2
+    python benchmarks/probes.py --train 8192 --dim 768 --classes 10 --layers 4 --steps 500 --threads 2
 
 Both train layers x 3 learning rates x 3 seeds of softmax heads on the same random embeddings, with the same minibatches
 and the same number of steps, none stopped early, and measure accuracy and loss on dev every 25. The loop keeps all
@@ -28,9 +28,9 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=8192, help="examples to train on")
     parser.add_argument("--dev", type=int, default=2048, help="examples to choose on")
     parser.add_argument("--dim", type=int, default=768)
-    parser.add_argument("--classes", type=int, default=40)
+    parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu, with one thread, on a busy machine")

@@ -42,12 +42,12 @@ def main() -> None:
 
     rows = {}
     print(f"{args.preset}, {args.steps} steps, killed {args.kills} times\n")
-    print(f"{'':10}{'killed':>8}{'of them before step 1':>24}{'unbroken s':>12}  identical")
+    print(f"{'':10}{'killed':>8}{'before a checkpoint':>24}{'unbroken s':>12}  identical")
     for mode in args.modes:
         with tempfile.TemporaryDirectory() as folder:
             rows[mode] = row = measure(args, MODES[mode], Path(folder))
         same = ", ".join(name if equal else f"NOT {name}" for name, equal in row["identical"].items())
-        print(f"{mode:10}{row['killed']:8}{row['before_step_1']:24}{row['unbroken_s']:12.1f}  {same}", flush=True)
+        print(f"{mode:10}{row['killed']:8}{row['before_a_checkpoint']:24}{row['unbroken_s']:12.1f}  {same}", flush=True)
     options = {name: getattr(args, name) for name in ("preset", "kills", "steps", "batch_seconds", "seed")}
     write_json(args.json, "resume", machine=machine(torch.get_num_threads()), options=options, rows=rows)
     if not all(all(row["identical"].values()) for row in rows.values()):
@@ -79,7 +79,7 @@ def measure(args: argparse.Namespace, options: list[str], folder: Path) -> dict:
     a, b = traces(whole), traces(broken)
     return {
         "killed": killed,
-        "before_step_1": early,
+        "before_a_checkpoint": early,
         "unbroken_s": seconds,
         "identical": {name: a[name] == b[name] for name in a},
     }

@@ -161,6 +161,7 @@ def test_the_probe_finds_planted_classes_and_chance_elsewhere(tmp_path):
     assert scores["kind_0"] > 0.98
     assert abs(scores["kind_1"] - 1 / 3) < 0.15
     assert scores["kind_2"] == pytest.approx(1 / 3)
+    assert probe.scores([], []) == probe.scores(clip_ids[:1], [planted[order[:1]]]) == {}  # the others unreadable
 
 
 @pytest.mark.parametrize(

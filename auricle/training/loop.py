@@ -233,17 +233,16 @@ class _Loop:
         Every process measures the same clips, so that methods that look across processes stay in step.
         """
         with self._off_the_clock():
-            batches = fixed_batches(self.held_out, self.method.needs, self.run.data)
-            seed = _seed(self.run.train.seed, "held out") >> 1
+            train, batches = self.run.train, fixed_batches(self.held_out, self.method.needs, self.run.data)
             with parallel.unsharded(self.method):
-                found = health.measure(self.method, batches, seed, self._autocast)
+                found = health.measure(self.method, batches, _seed(train.seed, "held out") >> 1, self._autocast)
                 scores = self._probe_scores(found)
             self.skips += [(self.step, skip) for skip in found.skipped]
             if not (self.log and found.values):
                 return
             self.log.write(self.step, "valid", found.facts() | {f"probe_{name}": scores[name] for name in scores})
             self.log.picture(self.step, found.pictures)
-            vitals = found.vitals(self.step / self.run.train.steps, scores, *self.pace)
+            vitals = found.vitals(self.step / train.steps, scores, *self.pace)
             self.pace = [0.0, 0.0, 0.0]
             for name, line in self.monitor.check(vitals).items():
                 self.bar.clear()  # the alarm gets a line of its own

@@ -55,10 +55,15 @@ class OnlineProbe:
             )
 
     def scores(self, clip_ids: Sequence[str], layers: Sequence[Tensor]) -> dict[str, float]:
-        """Accuracy, 0 to 1, on the clip embeddings (N, D) of each layer: `column_0` and so on."""
+        """Accuracy, 0 to 1, on the clip embeddings (N, D) of each layer: `column_0` and so on.
+
+        Empty when the clips (those that could be read) leave a half empty.
+        """
         rows = [row for row, clip_id in enumerate(clip_ids) if clip_id in self.labels]
-        names, halves = zip(*(self.labels[clip_ids[row]] for row in rows), strict=True)
-        half = torch.tensor(halves)
+        names = [self.labels[clip_ids[row]][0] for row in rows]
+        half = torch.tensor([self.labels[clip_ids[row]][1] for row in rows])
+        if len(set(half.tolist())) < 2:
+            return {}
         goal = torch.eye(len(set(names)), dtype=torch.float64)[np.unique(names, return_inverse=True)[1]]  # (N, K)
         scores = {}
         for layer, embeddings in enumerate(layers):

@@ -95,7 +95,7 @@ class _Heads:
     def inputs(self, layers: Mapping[int, Tensor]) -> list[Tensor]:
         """The layers these heads read, standardised with train statistics, each (N, D)."""
         pairs = zip(self.layers, self.mean, self.scale, strict=True)
-        return [(layers[index].to(mean.device).float() - mean) / scale for index, mean, scale in pairs]
+        return [(layers[index].to(mean.device).float() - mean).div_(scale) for index, mean, scale in pairs]
 
     def mixed(self, inputs: Sequence[Tensor]) -> Tensor:
         """The heads' input: (N, D), shared, for one layer; (G, N, D) for the learned sum of several."""
@@ -205,7 +205,8 @@ def _candidates(layers: Mapping[int, Tensor], config: ProbeConfig) -> list[tuple
 
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (D,) of x (N, D); constant channels get 1, so that they become 0."""
-    std, mean = torch.std_mean(x, 0, correction=0)
+    mean = x.mean(0)
+    std = (x - mean).square_().mean(0).sqrt_()  # several times faster than `torch.std_mean` along this dimension
     return mean, torch.where(std > 1e-6 * mean.abs().clamp_min(1e-6), std, 1.0)
 
 
@@ -302,8 +303,8 @@ def _adam(weight: Tensor, gradient: Tensor, first: Tensor, second: Tensor, lr: T
     """One step of Adam (Kingma & Ba 2015) in place, with a learning rate (G, 1, 1) for each head."""
     first.lerp_(gradient, 1 - BETAS[0])
     second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
-    denominator = second.sqrt().mul_((1 - BETAS[1] ** step) ** -0.5).add_(EPS)
-    weight.sub_(denominator.reciprocal_().mul_(first).mul_(lr / (1 - BETAS[0] ** step)))
+    root = (1 - BETAS[1] ** step) ** 0.5  # of the second moment's correction; here it scales the rate and EPS instead
+    weight.addcdiv_(first * (lr * root / (1 - BETAS[0] ** step)), second.sqrt().add_(EPS * root), value=-1)
 
 
 def _score(kind: Kind, logits: Tensor, goals: Tensor, balanced: bool) -> tuple[Tensor, Tensor]:
