@@ -260,4 +260,5 @@ def test_compiles_once_for_all_shapes():
     with torch.compiler.set_stance("default"), torch._dynamo.config.patch(error_on_recompile=True):
         for batch, frames in ((3, 20), (4, 31), (2, 57)):
             x, lengths = torch.randn(batch, frames, 32), torch.full((batch,), frames - 1)
-            torch.testing.assert_close(compiled(x, lengths)[-1], model(x, lengths)[-1], atol=1e-5, rtol=1e-5)
+            ours, plain = (net(x, lengths)[-1][:, : frames - 1] for net in (compiled, model))  # the rest is undefined
+            torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)

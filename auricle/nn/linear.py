@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear`: x (..., in) times weight (out, in), transposed, plus bias (out,), to (..., out)."""
-    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu") or not x.numel():
+    plain = x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu") or not x.numel()
+    if torch.compiler.is_compiling() or plain:  # the compiler cannot lower the convolution at dynamic shapes
         return F.linear(x, weight, bias)
     points = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # (1, in, N, 1), channels last
     out = F.conv2d(points, weight[:, :, None, None], bias)
