@@ -97,7 +97,15 @@ VALUES += [
     {"start": 1},
 ]
 TYPES = [pa.null(), pa.bool_(), pa.int8(), pa.uint64(), pa.float16(), pa.float32(), pa.large_string(), pa.binary()]
-TYPES += [pa.string_view(), pa.timestamp("us"), pa.date32(), pa.time64("us"), pa.duration("s"), pa.decimal128(20, 3)]
+TYPES += [
+    pa.string_view(),
+    pa.binary_view(),
+    pa.timestamp("us"),
+    pa.date32(),
+    pa.time64("us"),
+    pa.duration("s"),
+    pa.decimal128(20, 3),
+]
 TYPES += [pa.dictionary(pa.int32(), pa.string()), pa.list_(pa.string()), pa.large_list(pa.int64()), pa.list_(pa.null())]
 TYPES += [pa.struct([("a", pa.int64())]), pa.map_(pa.string(), pa.int64()), pa.list_(pa.float32(), 2)]
 

@@ -299,6 +299,8 @@ def test_labels_of_odd_types(corpus):
         "raw": pa.array([b"\xff"]),
         "word": pa.array(["x"]).dictionary_encode(),
         "long": pa.array(["x"], pa.large_string()),
+        "view": pa.array(["x"], pa.string_view()),
+        "raw view": pa.array([b"x"], pa.binary_view()),
         "list": pa.array([["a", None]]),
         "map": pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64())),
         "record": pa.array([{"a": 1}]),

@@ -109,10 +109,11 @@ def _probe(path: str) -> AudioInfo | str:
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Pandas' categories and large strings as strings."""
+    """Pandas' categories, large strings and views, which Arrow's functions do not all take, as plain values."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    return column.cast(pa.string()) if pa.types.is_large_string(column.type) else column
+    plain = {pa.large_string(): pa.string(), pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+    return column.cast(plain.get(column.type, column.type))
 
 
 def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
