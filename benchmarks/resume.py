@@ -3,7 +3,8 @@
     python benchmarks/resume.py DATA --kills 10 --steps 60
 
 Everything that is no clock has to agree: weights, moments, metrics, TensorBoard and the list of skipped clips. Each
-start is a process of its own, killed (SIGKILL) at a moment drawn over start-up and training alike.
+start is a process of its own, killed (SIGKILL) a random while after its log shows a random step; where the log of the
+start before shows that step already, during start-up.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from common import machine, write_json
@@ -42,12 +46,12 @@ def main() -> None:
 
     rows = {}
     print(f"{args.preset}, {args.steps} steps, killed {args.kills} times\n")
-    print(f"{'':10}{'killed':>8}{'before a checkpoint':>24}{'unbroken s':>12}  identical")
+    print(f"{'':10}{'killed':>8}{'resumed':>10}{'unbroken s':>12}  identical")
     for mode in args.modes:
         with tempfile.TemporaryDirectory() as folder:
             rows[mode] = row = measure(args, MODES[mode], Path(folder))
         same = ", ".join(name if equal else f"NOT {name}" for name, equal in row["identical"].items())
-        print(f"{mode:10}{row['killed']:8}{row['before_a_checkpoint']:24}{row['unbroken_s']:12.1f}  {same}", flush=True)
+        print(f"{mode:10}{row['killed']:8}{row['from_a_checkpoint']:10}{row['unbroken_s']:12.1f}  {same}", flush=True)
     options = {name: getattr(args, name) for name in ("preset", "kills", "steps", "batch_seconds", "seed")}
     write_json(args.json, "resume", machine=machine(torch.get_num_threads()), options=options, rows=rows)
     if not all(all(row["identical"].values()) for row in rows.values()):
@@ -65,37 +69,46 @@ def measure(args: argparse.Namespace, options: list[str], folder: Path) -> dict:
     if run([*begin, "--output", str(whole)]) != 0:
         sys.exit("the unbroken run failed")
     seconds = time.perf_counter() - begun
-    draw, killed, early = random.Random(args.seed), 0, 0
-    while killed < args.kills:
-        resumed = ["pretrain", "--resume", str(broken)]
-        start = resumed if (broken / CONFIG).exists() else [*begin, "--output", str(broken)]
-        if run(start, draw.uniform(0, seconds / 2)) == 0:
-            break  # it came to its end between two kills
-        killed += 1
-        early += checkpoint.newest(broken / "checkpoints") is None
-    start = ["pretrain", "--resume", str(broken)] if (broken / CONFIG).exists() else [*begin, "--output", str(broken)]
-    if run(start) != 0:
+    draw, exits, resumed = random.Random(args.seed), [], 0
+    for step in [*sorted(draw.uniform(0, 0.9 * args.steps) for _ in range(args.kills)), None]:
+        resumed += checkpoint.newest(broken / "checkpoints") is not None
+        resume = ["pretrain", "--resume", str(broken)]
+        start = resume if (broken / CONFIG).exists() else [*begin, "--output", str(broken)]
+        exits.append(run(start, None if step is None else Moment(broken, step, draw.uniform(0, 1))))
+    if exits.pop() != 0:
         sys.exit("the resumed run failed")
     a, b = traces(whole), traces(broken)
     return {
-        "killed": killed,
-        "before_a_checkpoint": early,
+        "killed": sum(code == -signal.SIGKILL for code in exits),
+        "from_a_checkpoint": resumed,
         "unbroken_s": seconds,
         "identical": {name: a[name] == b[name] for name in a},
     }
 
 
-def run(command: list[str], kill_after_s: float | None = None) -> int:
-    """Exit code of `auricle` with this command, killed after a while."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "auricle", *command], stdout=subprocess.DEVNULL, stderr=sys.stderr
-    )
-    try:
-        return process.wait(kill_after_s)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        return -9
+class Moment(NamedTuple):
+    """`seconds` after the log in `folder` shows `step`."""
+
+    folder: Path
+    step: float
+    seconds: float
+
+    def has_come(self) -> bool:
+        log = self.folder / "metrics.jsonl"
+        steps = re.findall(r'"step": (\d+)', log.read_text()) if log.exists() else []
+        return max(map(int, steps), default=-1) >= self.step
+
+
+def run(command: list[str], kill: Moment | None = None) -> int:
+    """Exit code of `auricle` with this command, killed at a moment."""
+    process = subprocess.Popen([sys.executable, "-m", "auricle", *command], stdout=subprocess.DEVNULL)
+    while kill and process.poll() is None:
+        time.sleep(0.05)
+        if kill.has_come():
+            time.sleep(kill.seconds)
+            process.kill()
+            break
+    return process.wait()
 
 
 def traces(output: Path) -> dict[str, object]:

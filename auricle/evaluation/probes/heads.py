@@ -316,7 +316,7 @@ def _score(kind: Kind, logits: Tensor, goals: Tensor, balanced: bool) -> tuple[T
         loss = functional.softplus(logits) - logits * goals.T
         return _average_precision(logits, goals.T.expand_as(logits)), loss.sum(1).mean(1)
     loss = functional.cross_entropy(logits, goals.expand(len(logits), -1), reduction="none").mean(1)
-    correct = (logits.argmax(1) == goals).float()
+    correct = (logits.max(1).indices == goals).float()  # `argmax`, many times faster along this dimension
     if balanced:
         frequency = torch.bincount(goals)[goals].float()
         return (correct / frequency).sum(1) / torch.count_nonzero(torch.bincount(goals)), loss
