@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -76,8 +77,13 @@ def timeless(output: Path) -> list[dict]:
 
 
 def board(output: Path) -> list[tuple[int, float]]:
-    events = EventAccumulator(str(output / "tensorboard"), size_guidance={"scalars": 0})
-    events.Reload()
+    """TensorBoard's scalars. It reads files in the order of their names, which say the second: ours start faster."""
+    files = sorted(output.glob("tensorboard/*"), key=lambda path: path.stat().st_mtime_ns)
+    with tempfile.TemporaryDirectory() as folder:
+        for number, path in enumerate(files):
+            shutil.copy(path, Path(folder) / f"events.out.tfevents.{number:010d}")
+        events = EventAccumulator(folder, size_guidance={"scalars": 0})
+        events.Reload()
     return [(event.step, event.value) for tag in ("train/loss", "valid/loss") for event in events.Scalars(tag)]
 
 
