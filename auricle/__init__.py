@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from auricle.encoders.check import check
     from auricle.encoders.checkpoint import load
     from auricle.errors import AuricleError
+    from auricle.evaluation.finetuning.loop import finetune
+    from auricle.evaluation.finetuning.predict import predict
     from auricle.evaluation.run import evaluate
     from auricle.methods import preset
     from auricle.report.build import build_report
@@ -35,7 +37,9 @@ _HOMES = {
     "check": "auricle.encoders.check",
     "embed": "auricle.embedding.extract",
     "evaluate": "auricle.evaluation.run",
+    "finetune": "auricle.evaluation.finetuning.loop",
     "load": "auricle.encoders.checkpoint",
+    "predict": "auricle.evaluation.finetuning.predict",
     "preset": "auricle.methods",
     "pretrain": "auricle.training.loop",
     "resume": "auricle.training.loop",
@@ -49,6 +53,8 @@ __all__ = [  # noqa: RUF022 -- in the order of the flow
     "preset",
     "embed",
     "evaluate",
+    "finetune",
+    "predict",
     "check",
     "build_report",
     "Encoder",

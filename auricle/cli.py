@@ -141,7 +141,7 @@ class Embed:
     """Embeddings of recordings, as Parquet shards. A second start does only what is missing."""
 
     encoder: Annotated[str, tyro.conf.Positional]
-    """A run folder, fbank, fbank-context, mfcc, untrained:RUN or module:attribute."""
+    """A run folder, fbank, s3prl:FILE, module:attribute or another form (auricle list encoders)."""
     data: tuple[Path, ...]
     """Folders of audio, and manifests."""
     output: Path
@@ -149,7 +149,7 @@ class Embed:
     level: Level = "clip"
     """One vector a clip, or its sequence of frames."""
     layers: str = "last"
-    """last, all, mean, or layer numbers such as 3,5 (0 is what enters the first block)."""
+    """last, all, mean, a named output such as layer19, or numbers such as 3,5 (0 is what enters the first block)."""
     pool: Literal["mean", "meanstd"] = "mean"
     """How frames become a clip's vector."""
     dtype: Literal["float32", "float16"] = "float32"
@@ -198,7 +198,7 @@ class Evaluate:
     """Probe encoders on labelled recordings: a suite, named tasks, or a column of your own labels."""
 
     encoders: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Run folders, fbank, fbank-context, mfcc, untrained:RUN, module:attribute; side by side."""
+    """Run folders, fbank, untrained:RUN, s3prl:FILE, module:attribute, others (auricle list encoders); side by side."""
     suite: str | None = None
     """A suite's name (auricle list suites)."""
     tasks: tuple[str, ...] = ()
@@ -221,6 +221,8 @@ class Evaluate:
     """How frames become a clip's vector."""
     heads: tuple[Literal["linear", "mlp"], ...] = ("linear",)
     """Heads to try; the choice is made on dev."""
+    layers: str = "all"
+    """Layers to try: all, last, a named output such as layer19, or numbers such as 3,5; the choice is made on dev."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the heads."""
     output: Path = Path("results")
@@ -252,12 +254,109 @@ def evaluate(args: Args) -> None:
         unit=options.unit,
         pool=options.pool,
         heads=options.heads,
+        layers=_layers(options.layers),
         seeds=options.seeds,
         output=options.output,
         overwrite=options.overwrite,
         device=_device(options.device),
     )
     print(json.dumps([result.model_dump(mode="json") for result in results]) if options.json else table(results))
+
+
+# --------------------------------------------------------------------------------------- finetune, predict
+
+
+@dataclasses.dataclass
+class Finetune:
+    """Train an encoder, or its last blocks, with a head on labels; `auricle predict` then labels new recordings."""
+
+    encoder: Annotated[str, tyro.conf.Positional]
+    """What to start from: a run folder, a checkpoint, untrained:RUN (auricle list encoders); it must have weights."""
+    data: tuple[Path, ...]
+    """Labelled recordings: manifests or folders."""
+    target: str
+    """Column of --data to predict: classes, several labels (with `;`), numbers, or intervals (by frame)."""
+    output: Path
+    """Folder to make."""
+    level: Literal["clip", "frame"] | None = None
+    """Chosen by the column unless set: interval columns are learned by frame."""
+    metric: str | None = None
+    """Chosen by the column unless set; decides which weights are best on dev."""
+    split: Literal["auto", "split", "folds"] = "auto"
+    """The column `split`, folds (the column `fold`, or five made), or whichever is there; else made by a rule."""
+    fold: int = 0
+    """Of folds, the number of the one to test on; the next is dev."""
+    group: str | None = None
+    """Column whose values never straddle a split that is made (a speaker, say)."""
+    unit: str | None = None
+    """Column the interval resamples; clips unless set."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+def finetune(args: Args) -> None:
+    """Train an encoder on labels: `auricle finetune runs/mj --data labels.csv --target word --output runs/ft`."""
+    from auricle.evaluation.finetuning.config import RECIPES, recipe
+    from auricle.evaluation.finetuning.loop import finetune as run
+    from auricle.evaluation.finetuning.loop import resume
+    from auricle.evaluation.results import table
+
+    if "--resume" in args:
+
+        @dataclasses.dataclass
+        class Resume:
+            resume: Path
+            """Folder of an interrupted fine-tuning run."""
+            json: bool = False
+            """Print the result as JSON."""
+
+        again = _parse(Resume, "finetune", args)
+        result, folder, as_json = resume(again.resume), again.resume, again.json
+    else:
+        name, args = _take(args, "--recipe")
+        start = recipe(name or "default")
+        own = ("config", Annotated[type(start), tyro.conf.arg(name="")], dataclasses.field(default=start))
+        described = f"{Finetune.__doc__} Begin with --recipe NAME ({', '.join(RECIPES)}) to have its defaults below."
+        kind = dataclasses.make_dataclass("Finetune", [own], bases=(Finetune,), namespace={"__doc__": described})
+        options = vars(_parse(kind, "finetune", args))
+        folder, as_json = options["output"], options.pop("json")
+        result = run(options.pop("encoder"), options.pop("data"), **options)
+    print(json.dumps(result.model_dump(mode="json")) if as_json else table([result]))
+    print(f"{folder}: label new recordings with: auricle predict {folder} --data NEW --output NEW.csv", file=sys.stderr)
+
+
+@dataclasses.dataclass
+class Predict:
+    """The answers of a fine-tuned encoder on recordings, as CSV: prediction, and the probability of each class."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder that finetune has made."""
+    data: tuple[Path, ...]
+    """Folders of audio, and manifests."""
+    output: Path
+    """CSV to write; a JSON file of the same name says what it is, and lists the recordings that could not be used."""
+    batch_seconds: float = 120.0
+    """Padded seconds of audio a batch."""
+    workers: int = 0
+    """Processes that read audio."""
+    device: str = "auto"
+    """auto, cpu, cuda:0, ..."""
+
+
+def predict(args: Args) -> None:
+    """Label recordings: `auricle predict runs/ft --data new/ --output predictions.csv`."""
+    options = _parse(Predict, "predict", args)
+    from auricle.evaluation.finetuning.predict import predict as run
+
+    rows = run(
+        options.run,
+        options.data,
+        options.output,
+        batch_seconds=options.batch_seconds,
+        workers=options.workers,
+        device=_device(options.device),
+    )
+    print(f"{options.output}: {rows.num_rows} rows")
 
 
 # ------------------------------------------------------------------------------- report, list, check, prepare
@@ -285,13 +384,13 @@ def report(args: Args) -> None:
 class List:
     """Names that other commands take."""
 
-    what: Annotated[Literal["presets", "encoders", "tasks", "suites", "corpora"], tyro.conf.Positional]
+    what: Annotated[Literal["presets", "recipes", "encoders", "tasks", "suites", "corpora"], tyro.conf.Positional]
     json: bool = False
     """Print as JSON."""
 
 
 def list_names(args: Args) -> None:
-    """Names that other commands take: `auricle list presets|encoders|tasks|suites|corpora`."""
+    """Names that other commands take: `auricle list presets|recipes|encoders|tasks|suites|corpora`."""
     options = _parse(List, "list", args)
     rows = {name: str(about) for name, about in _listing(options.what).items()}
     if options.json:
@@ -307,6 +406,10 @@ def _listing(what: str) -> Mapping[str, object]:
         from auricle.methods import about, preset_names
 
         return {name: about(name) for name in preset_names()}
+    if what == "recipes":
+        from auricle.evaluation.finetuning.config import RECIPES
+
+        return {name: (recipe.__doc__ or "").splitlines()[0] for name, recipe in RECIPES.items()}
     if what == "encoders":
         from auricle.encoders import ENCODER_FORMS
 
@@ -374,6 +477,8 @@ VERBS: dict[str, Callable[[Args], int | None]] = {
     "pretrain": pretrain,
     "embed": embed,
     "evaluate": evaluate,
+    "finetune": finetune,
+    "predict": predict,
     "report": report,
     "list": list_names,
     "check": check,
@@ -418,14 +523,12 @@ def _say_trained(folder: Path) -> None:
         print(f"{folder}: evaluate it with: auricle evaluate {folder} fbank untrained:{folder} --suite quick")
 
 
-def _layers(text: str) -> Any:
-    """`last`, `all`, `mean`, or numbers split at commas."""
-    if text in ("last", "all", "mean"):
-        return text
+def _layers(text: str) -> str | list[int]:
+    """A word or a name as it is, else numbers split at commas."""
     try:
         return [int(number) for number in text.split(",")]
     except ValueError:
-        raise ConfigError(f"--layers: expected last, all, mean or numbers such as 3,5, got '{text}'") from None
+        return text
 
 
 def _log_to_stderr() -> None:

@@ -50,6 +50,32 @@ PLANS = {
         "mockingjay-tiny", ("speech_speechocean762", "speech_fsdd", "speech_synth_langid"), ("phones", "keyword")
     ),
     "tera": Plan("tera-tiny", ("speech_speechocean762", "speech_fsdd", "speech_synth_langid"), ("phones", "keyword")),
+    "mae-ast": Plan(
+        "mae-ast-tiny",
+        (
+            *("speech_speechocean762", "speech_fsdd", "speech_synth_langid"),
+            *("music_generated", "music_notes_rendered"),
+        ),
+        ("esc10", "keyword"),
+    ),
+    "apc": Plan("apc-tiny", ("speech_speechocean762", "speech_fsdd", "speech_synth_langid"), ("phones", "keyword")),
+    "cpc": Plan("cpc-tiny", ("speech_wakewords", "speech_synth_langid"), ("phones", "speaker")),
+    "audio-mae": Plan(
+        "audio-mae-tiny",
+        (
+            *("music_generated", "music_notes_rendered"),
+            *("speech_fsdd", "speech_speechocean762", "speech_synth_langid"),
+        ),
+        ("esc10", "keyword"),
+    ),
+    "trill": Plan(
+        "trill-tiny",
+        (
+            *("speech_wakewords", "speech_synth_phones", "speech_synth_langid"),
+            *("music_generated", "music_notes_rendered"),
+        ),
+        ("speaker", "esc10"),
+    ),
 }
 
 
@@ -65,7 +91,18 @@ def keyword(data: Path) -> tuple[Manifest, dict[str, Any]]:
     return Manifest.open([data / "speech_wakewords" / "manifest.csv"]), {"target": "keyword", "split": "folds"}
 
 
-TASKS = {"phones": phones, "keyword": keyword}
+def speaker(data: Path) -> tuple[Manifest, dict[str, Any]]:
+    """Which of sixty speakers, five folds by utterance."""
+    manifest = Manifest.open([data / "speech_speechocean762" / "manifest.csv"])
+    return manifest, {"target": "speaker", "split": "folds"}
+
+
+def esc10(data: Path) -> tuple[Manifest, dict[str, Any]]:
+    """Which of ten environmental sounds, in the corpus's own three folds."""
+    return Manifest.open([data / "sound_esc10" / "manifest.csv"]), {"target": "category", "split": "folds"}
+
+
+TASKS = {"phones": phones, "keyword": keyword, "speaker": speaker, "esc10": esc10}
 
 
 def main() -> None:

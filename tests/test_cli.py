@@ -103,7 +103,7 @@ def test_a_finished_run_resumes_to_nothing(run, capsys):
         (["pretrain", "mockingjay-tiny", "--data", "/no/such", "--output", "x"], "/no/such"),
         (["pretrain", "--resume", "/no/such"], "/no/such"),
         (["embed", "fbankk", "--data", "/no/such", "--output", "x"], "did you mean 'fbank'"),
-        (["embed", "fbank", "--data", "/no/such", "--output", "x", "--layers", "one"], "--layers"),
+        (["embed", "fbank", "--data", "/no/such", "--output", "x", "--layers", "lasst"], "did you mean 'last'"),
         (["evaluate", "fbank", "--suite", "quik"], "did you mean 'quick'"),
         (["report", "/no/such"], "/no/such"),
         (["prepare", "librispech", "/no/such", "--output", "x"], "did you mean 'librispeech'"),
@@ -131,7 +131,7 @@ def test_wrong_options_fail_before_any_work(args, corpus, tmp_path, capsys):
 
 def test_names_for_every_list(capsys):
     for what, name in {"presets": "mockingjay-base", "encoders": "fbank", "tasks": "quick-phones", "suites": "quick",
-                       "corpora": "librispeech"}.items():  # fmt: skip
+                       "corpora": "librispeech", "recipes": "audio-mae"}.items():  # fmt: skip
         assert cli.main(["list", what, "--json"]) == 0
         assert name in json.loads(capsys.readouterr().out)
 
@@ -153,8 +153,8 @@ assert "torch" not in sys.modules
 
 def test_public_names_are_these():
     assert auricle.__all__ == [
-        "__version__", "load", "pretrain", "resume", "preset", "embed", "evaluate", "check", "build_report",
-        "Encoder", "Frames", "Manifest", "AuricleError",
+        "__version__", "load", "pretrain", "resume", "preset", "embed", "evaluate", "finetune", "predict", "check",
+        "build_report", "Encoder", "Frames", "Manifest", "AuricleError",
     ]  # fmt: skip
     assert all(getattr(auricle, name) is not None for name in auricle.__all__)
 
@@ -166,7 +166,13 @@ def test_options_are_these(capsys):
         "embed": {"data", "output", "level", "layers", "pool", "dtype", "precision", "batch-seconds", "workers",
                   "max-skipped", "device", "json"},
         "evaluate": {"suite", "tasks", "data", "target", "level", "metric", "split", "group", "unit", "pool", "heads",
-                     "seeds", "output", "overwrite", "device", "json"},
+                     "layers", "seeds", "output", "overwrite", "device", "json"},
+        "finetune": {"data", "target", "output", "level", "metric", "split", "fold", "group", "unit", "json", "blocks",
+                     "head", "hidden", "epochs", "batch", "batch-seconds", "crop-s", "lr", "layer-decay", "warmup",
+                     "schedule", "betas", "weight-decay", "clip-norm", "mixup", "mixup-beta", "time-mask",
+                     "frequency-mask", "drop-time", "drop-frequency", "balanced", "valid-every", "patience", "seed",
+                     "precision", "device", "workers", "max-skipped", "recipe"},
+        "predict": {"data", "output", "batch-seconds", "workers", "device"},
         "report": {"output"},
         "list": {"json"},
         "check": set(),

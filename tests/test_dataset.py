@@ -2,6 +2,7 @@
 
 import itertools
 import time
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -297,3 +298,80 @@ def test_no_more_is_held_out_than_tells():
 
 def test_a_clip_longer_than_the_budget_goes_alone():
     assert [batch.tolist() for batch in plan_buckets(np.array([1.0, 50.0, 1.0]), 2.0)] == [[1], [0, 2]]
+
+
+VOICES = ["ann", "bob", None, "cy", "ann", "bob"] * 5
+LABELLED = replace(NEEDS, columns=("room", "voice"), columns_optional=True)
+GROUPED = replace(LABELLED, group_by="voice")
+
+
+@pytest.fixture(scope="module")
+def labelled(manifest):
+    rooms = [row % 4 for row in range(len(manifest))]
+    return manifest.with_column("voice", VOICES).with_column("room", rooms)
+
+
+def test_labels_come_as_codes(labelled):
+    voice_of = dict(zip(labelled.column("clip_id"), zip(VOICES, labelled.column("room"), strict=True), strict=True))
+    for batches in (an_epoch(labelled, LABELLED), list(fixed_batches(labelled, LABELLED, CONFIG))):
+        codes = {"voice": {}, "room": {}}
+        for batch in batches:
+            assert set(batch.labels) == {"voice", "room"}
+            for name, *found in zip(batch.clip_ids, batch.labels["voice"], batch.labels["room"], strict=True):
+                for column, value, code in zip(codes, voice_of[name], found, strict=True):
+                    assert codes[column].setdefault(value, int(code)) == code  # one code a value
+        assert codes["voice"].pop(None) == -1
+        assert sorted(codes["voice"].values()) == [0, 1, 2]
+        assert sorted(codes["room"].values()) == [0, 1, 2, 3]
+    assert an_epoch(labelled)[0].labels == {}
+
+
+def test_batches_hold_clips_of_one_group(labelled):
+    voice_of = dict(zip(labelled.column("clip_id"), VOICES, strict=True))
+    for batches in (an_epoch(labelled, GROUPED), list(fixed_batches(labelled, GROUPED, CONFIG))):
+        assert sorted(name for batch in batches for name in batch.clip_ids) == labelled.column("clip_id")
+        assert all(len({voice_of[name] for name in batch.clip_ids}) == 1 for batch in batches)
+        assert max(len(batch.clip_ids) for batch in batches) > 2
+        voices = [voice_of[batch.clip_ids[0]] for batch in batches]
+        assert all(voices.count(voice) > 1 for voice in set(voices))  # within the budget of seconds
+    whole = take(40, labelled, GROUPED, CONFIG, seed=1)
+    voices = [voice_of[batch.clip_ids[0]] for batch in whole]
+    assert voices != sorted(voices, key=str)  # groups in random order
+    for start in (7, 33):
+        assert all(map(same, take(40 - start, labelled, GROUPED, CONFIG, seed=1, start=start), whole[start:]))
+    mine = take(20, labelled, GROUPED, CONFIG, seed=1, rank=1, world=2)
+    assert all(map(same, mine, whole[1::2]))
+    assert all(
+        torch.equal(one.labels["voice"], two.labels["voice"]) for one, two in zip(mine, whole[1::2], strict=True)
+    )
+
+
+@given(lengths_and_budget, st.integers(1, 4))
+def test_a_plan_of_groups_is_a_plan_of_each(drawn, kinds):
+    durations, budget, seed = drawn
+    groups = np.random.default_rng(seed).integers(-1, kinds, len(durations))
+    needs = DataNeeds(16_000, 5.0)
+    batches = plan_epoch(durations, needs, budget, seed, 1, groups)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(durations)))
+    for batch in batches:
+        assert len(set(groups[batch])) == 1
+        assert len(batch) == 1 or len(batch) * min(5.0, durations[batch].max()) <= budget * (1 + 1e-6)
+    alike = plan_epoch(durations, needs, budget, seed, 1, np.zeros(len(durations), np.int64))
+    plain = plan_epoch(durations, needs, budget, seed, 1)
+    assert all((one == two).all() for one, two in zip(alike, plain, strict=True))
+
+
+def test_labels_that_are_needed_must_be_there(labelled):
+    strict = replace(GROUPED, columns_optional=False)
+    with pytest.raises(ManifestError, match=r"column 'voice': 5 of 30 clips have no value in it"):
+        training_batches(labelled, strict, CONFIG, seed=0)
+    known = labelled.select([voice is not None for voice in VOICES])
+    assert next(training_batches(known, strict, CONFIG, seed=0)).labels["voice"].min() >= 0
+    missing = replace(strict, columns=("speaker",), group_by="speaker")
+    with pytest.raises(ManifestError, match=r"unknown column 'speaker'; known: room, voice \(this run's objective"):
+        training_batches(labelled, missing, CONFIG, seed=0)
+    lenient = replace(missing, columns_optional=True)
+    assert next(training_batches(labelled, lenient, CONFIG, seed=0)).labels["speaker"].unique().tolist() == [-1]
+    times = labelled.with_column("voice", [[{"start_s": 0.0, "end_s": 0.1, "label": "a"}]] * 30)
+    with pytest.raises(ManifestError, match="column 'voice': holds list"):
+        training_batches(times, strict, CONFIG, seed=0)

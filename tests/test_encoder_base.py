@@ -54,6 +54,29 @@ def test_a_layer_that_is_not_there_is_refused(layer):
         choose_layers([layer], (8, 8, 8, 8))
 
 
+def test_a_layer_may_have_a_name(encoder):
+    encoder.outputs = {"middle": 1}
+    waveform = np.linspace(-1, 1, 1000, dtype=np.float32)
+    assert choose_layers("middle", (8, 4, 2), encoder.outputs) == [1]
+    torch.testing.assert_close(encoder.frames(waveform, 1000, "middle"), encoder.frames(waveform, 1000, [1])[0])
+    torch.testing.assert_close(encoder.clip(waveform, 1000, "middle"), encoder.clip(waveform, 1000, [1])[0])
+    with pytest.raises(ConfigError, match="unknown output 'midle'; did you mean 'middle'"):
+        encoder.frames(waveform, 1000, "midle")
+    with pytest.raises(ConfigError, match="known: all, last, mean, or layer numbers"):
+        choose_layers("layer19", (8, 8))
+
+
+def test_layers_of_several_widths_neither_stack_nor_average(encoder):
+    waveform = np.linspace(-1, 1, 1000, dtype=np.float32)
+    encoder.dims = (4, 4, 2)
+    with pytest.raises(ConfigError, match=r"widths \[4, 4, 2\], which have no mean"):
+        encoder.clip(waveform, 1000, "mean")
+    states = [torch.ones(1, 3, width) for width in encoder.dims]
+    encoder.encode = lambda *_, **__: Frames(states, torch.tensor([3]))
+    with pytest.raises(ConfigError, match=r"widths \[4, 4, 2\]"):
+        encoder.frames(waveform, 1000, "all")
+
+
 def test_pooling_equals_numpy_over_true_frames_and_ignores_the_rest():
     hidden, lengths = torch.randn(4, 9, 5, generator=torch.Generator().manual_seed(0)), [9, 1, 4, 6]
     for clip, length in enumerate(lengths):

@@ -11,7 +11,7 @@ import torch
 from auricle.config import Config
 from auricle.data.manifest import Manifest
 from auricle.encoders.base import Encoder, Frames
-from auricle.errors import AuricleError, EvaluationError
+from auricle.errors import AuricleError, ConfigError, EvaluationError
 from auricle.evaluation.answers import _drawn
 from auricle.evaluation.metrics import scorer
 from auricle.evaluation.prepare import frame_labels
@@ -91,6 +91,18 @@ def test_an_encoder_that_leaks_the_label_scores_one(audio, tmp_path):
     assert result.chance == pytest.approx(1 / 6)
     assert (result.n_train, result.n_dev, result.n_test, result.units) == (30, 12, 18, 18)
     assert "split" in result.split
+
+
+def test_one_named_output_can_be_probed(audio, tmp_path):
+    encoder = Loudness()
+    encoder.outputs = {"noise": 0, "level": 1}
+    (result,) = run(encoder, manifest(audio), "loud", tmp_path, layers="level")
+    assert result.score == 1
+    assert {trial.layer for trial in result.grid} == {1}
+    (result,) = run(encoder, manifest(audio), "loud", tmp_path, layers="noise")
+    assert {trial.layer for trial in result.grid} == {0}
+    with pytest.raises(ConfigError, match="did you mean 'level'"):
+        run(encoder, manifest(audio), "loud", tmp_path, layers="levell")
 
 
 def test_shuffled_labels_score_chance_within_the_interval(audio, tmp_path):

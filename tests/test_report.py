@@ -214,6 +214,16 @@ def test_headline_says_when_log_mel_is_not_beaten(tree: tuple[Path, Path], tmp_p
     assert "mine does not beat log‑mel on any task: it ties with it on even and loses on worse." in text
 
 
+def test_two_pretrained_encoders_are_set_against_each_other(tmp_path: Path) -> None:
+    targets = ["a", "b"] * 20
+    paths = write_clips(tmp_path / "audio", targets)
+    for encoder, mistakes in (("mine", 2), ("yours", 30)):
+        write_scores(tmp_path / "r", encoder, [index >= mistakes for index in range(40)], targets, paths)
+    assert "mine beats yours on tones." in Page(build_report([tmp_path / "r"], tmp_path / "x.html")).text
+    write_scores(tmp_path / "r", "theirs", [True] * 40, targets, paths)
+    assert "mine beats yours" not in Page(build_report([tmp_path / "r"], tmp_path / "x.html")).text
+
+
 def test_errors_rank_the_other_way(tmp_path: Path) -> None:
     targets = ["a", "b"] * 20
     paths = write_clips(tmp_path / "audio", targets)

@@ -117,6 +117,39 @@ def test_plain_products_equal_the_fused_kernel(frames):
             torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("frames", [1, 7, 200])
+def test_causal_attention_is_masked_attention(frames):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 4, frames, 16, requires_grad=True).unbind(0)
+    future = torch.ones(frames, frames, dtype=torch.bool).triu(1)
+    scores = (q @ k.transpose(-1, -2) / 4).masked_fill(future, -torch.inf)
+    expected = scores.softmax(-1) @ v
+    wanted = torch.autograd.grad(expected.square().sum(), (q, k, v), retain_graph=True)
+    keeping = Dropout(0.5)
+    keeping.forward = lambda x: x  # type: ignore[method-assign]
+    for dropout in (Dropout(0.0), keeping):  # the fused kernel, and plain products
+        ours = attention(q, k, v, None, dropout, causal=True)
+        torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-5)
+        grads = torch.autograd.grad(ours.square().sum(), (q, k, v), retain_graph=True)
+        for mine, other in zip(grads, wanted, strict=True):
+            torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-4)
+
+
+def test_a_causal_stack_is_the_same_packed_and_padded_and_sees_no_future():
+    torch.manual_seed(0)
+    model = shaken(Transformer(32, 2, 4, 64, norm="pre", causal=True)).eval()
+    x, lengths = torch.randn(3, 17, 32), torch.tensor([17, 9, 1])
+    valid = torch.arange(17) < lengths[:, None]
+    packed = model(x, lengths)
+    padded = model._run(x, [0, 1, 2], partial(mix_padded, bias=None, causal=True))
+    for one, other in zip(packed, padded, strict=True):
+        torch.testing.assert_close(one[valid], other[valid], atol=1e-5, rtol=1e-5)
+    changed = torch.cat([x[:, :9], torch.randn(3, 8, 32)], dim=1)
+    for one, other in zip(packed, model(changed, lengths), strict=True):
+        torch.testing.assert_close(one[0, :9], other[0, :9], atol=1e-6, rtol=0)
+        assert not torch.allclose(one[0, 9], other[0, 9], atol=1e-2)
+
+
 @pytest.mark.parametrize("scores", [1, 200, 1 << 22])
 def test_true_frames_alone_give_what_the_padded_batch_gives(monkeypatch, scores):
     monkeypatch.setattr(transformer, "CPU_SCORES", scores)  # heads one by one, a few together, all

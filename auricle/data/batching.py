@@ -13,7 +13,7 @@ from torch import Tensor
 from auricle.config import Config
 from auricle.data.columns import Skip
 
-__all__ = ["Batch", "DataConfig", "DataNeeds", "Skip", "crop_positions", "plan_buckets", "plan_epoch"]
+__all__ = ["Batch", "DataConfig", "DataNeeds", "Skip", "crop_positions", "plan_buckets", "plan_epoch", "plan_groups"]
 
 JITTER = 0.1
 """Lengths are compared after a random factor of 1 ± this, so that each epoch puts other clips side by side."""
@@ -29,6 +29,12 @@ class DataNeeds:
     """Longest crop, seconds; longer clips are cropped at a random place, shorter ones are taken whole."""
     min_s: float = 0.0
     """Clips shorter than this many seconds are left out; they are no skips, since nothing is wrong with them."""
+    columns: tuple[str, ...] = ()
+    """Label columns that come as codes in `Batch.labels`."""
+    group_by: str | None = None
+    """One of `columns`: a batch holds clips of one value of it (those without a value make batches of their own)."""
+    columns_optional: bool = False
+    """Whether a column, or a clip's value in it, may be missing: its code is then -1."""
 
 
 class DataConfig(Config):
@@ -56,7 +62,7 @@ class Batch:
     starts: Tensor
     """(B,) first sample of each crop in its clip, at the model's rate."""
     labels: dict[str, Tensor] = field(default_factory=dict)
-    """Columns asked for, each (B,); -1 where unknown."""
+    """Columns asked for, each (B,) int64: equal codes for equal values of the manifest, -1 where unknown."""
     epoch: int = 0
     seed: int = 0
     skipped: list[Skip] = field(default_factory=list)
@@ -74,17 +80,38 @@ class Batch:
 
 
 def plan_epoch(
-    durations_s: NDArray[np.float64], needs: DataNeeds, batch_seconds: float, seed: int, epoch: int
+    durations_s: NDArray[np.float64],
+    needs: DataNeeds,
+    batch_seconds: float,
+    seed: int,
+    epoch: int,
+    groups: NDArray[np.int64] | None = None,
 ) -> list[NDArray[np.int64]]:
     """Row numbers of each batch of an epoch: every clip once, crops of like length together, batches in random order.
 
     `durations_s` (N,) are the clips' lengths. A batch's padded crops fill at most `batch_seconds`, unless one alone
-    is longer. Depends on nothing else than its arguments.
+    is longer; with `groups` (N,) its clips are of one group. Depends on nothing else than its arguments.
     """
     rng = np.random.default_rng([seed, epoch, 0])
     lengths = np.minimum(durations_s, needs.crop_s)
-    batches = plan_buckets(lengths, batch_seconds, lengths * rng.uniform(1 - JITTER, 1 + JITTER, len(lengths)))
+    keys = lengths * rng.uniform(1 - JITTER, 1 + JITTER, len(lengths))
+    batches = plan_groups(lengths, batch_seconds, groups, keys)
     return [batches[index] for index in rng.permutation(len(batches))]
+
+
+def plan_groups(
+    lengths: NDArray[np.float64],
+    budget: float,
+    groups: NDArray[np.int64] | None,
+    keys: NDArray[np.float64] | None = None,
+) -> list[NDArray[np.int64]]:
+    """`plan_buckets` of each of `groups` (N,) in turn, or of all rows where there are none."""
+    if groups is None:
+        return plan_buckets(lengths, budget, keys)
+    order = np.argsort(groups, kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
+    keys = lengths if keys is None else keys
+    return [part[bucket] for part in parts for bucket in plan_buckets(lengths[part], budget, keys[part])]
 
 
 def plan_buckets(

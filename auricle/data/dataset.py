@@ -11,14 +11,24 @@ from itertools import count
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from auricle.audio.io import Waveform, read
-from auricle.data.batching import Batch, DataConfig, DataNeeds, Skip, crop_positions, plan_buckets, plan_epoch
+from auricle.data.batching import (
+    Batch,
+    DataConfig,
+    DataNeeds,
+    Skip,
+    crop_positions,
+    plan_buckets,
+    plan_epoch,
+    plan_groups,
+)
 from auricle.data.manifest import Manifest
-from auricle.errors import AudioError, ManifestError
+from auricle.errors import AudioError, ManifestError, unknown
 
 MAX_HELD_OUT = 200
 """Clips; more would cost time at every measurement and tell little more."""
@@ -39,6 +49,8 @@ class Crop:
     start: int
     """The crop's first sample in its clip."""
     length: int
+    labels: tuple[int, ...]
+    """Codes of the columns that the method needs."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +76,7 @@ def training_batches(
 
     `start` is the number of batches this rank has already taken. Clips shorter than `needs.min_s` are left out.
     Order and crops depend on (seed, epoch, clip) alone, not on the number of workers.
-    Raises `ManifestError` when no clip is long enough.
+    Raises `ManifestError` when no clip is long enough, or one has no value in a column that the method needs.
     """
     durations = manifest.durations
     usable = long_enough(manifest, needs)
@@ -74,14 +86,16 @@ def training_batches(
             "lower objective.min_s, or give it longer recordings"
         )
     lengths = samples(durations, needs.sample_rate)
+    codes = label_codes(manifest, needs)
+    groups = None if needs.group_by is None else codes[usable, needs.columns.index(needs.group_by)]
 
     def plans() -> Iterator[Plan]:
         next_batch, taken = start * world + rank, 0  # counted over all epochs
         for epoch in count():
-            batches = plan_epoch(durations[usable], needs, config.batch_seconds, seed, epoch)
+            batches = plan_epoch(durations[usable], needs, config.batch_seconds, seed, epoch, groups)
             positions = crop_positions(len(manifest), seed, epoch)
             for index in range(next_batch - taken, len(batches), world):
-                yield Plan(_crops(manifest, usable[batches[index]], lengths, needs, positions), epoch, seed)
+                yield Plan(_crops(manifest, usable[batches[index]], lengths, needs, positions, codes), epoch, seed)
                 next_batch += world
             taken += len(batches)
 
@@ -92,8 +106,10 @@ def fixed_batches(manifest: Manifest, needs: DataNeeds, config: DataConfig) -> I
     """One pass over the central crops of all clips long enough, longest first: the same batches every time."""
     lengths = samples(manifest.durations, needs.sample_rate)
     centre, usable = np.full(len(manifest), 0.5), long_enough(manifest, needs)
-    buckets = plan_buckets(np.minimum(manifest.durations[usable], needs.crop_s), config.batch_seconds)
-    plans = (Plan(_crops(manifest, usable[rows], lengths, needs, centre)) for rows in buckets)
+    codes = label_codes(manifest, needs)
+    groups = None if needs.group_by is None else codes[usable, needs.columns.index(needs.group_by)]
+    buckets = plan_groups(np.minimum(manifest.durations[usable], needs.crop_s), config.batch_seconds, groups)
+    plans = (Plan(_crops(manifest, usable[rows], lengths, needs, centre, codes)) for rows in buckets)
     return (batch for _, batch in _load(plans, needs, config.workers))
 
 
@@ -126,6 +142,28 @@ def clip_batches(
         yield from _by_length(numbers, batch) if equal_lengths else [(numbers, batch)]
 
 
+def row_batches(
+    manifest: Manifest,
+    needs: DataNeeds,
+    batches: Iterable[tuple[NDArray[np.int64], NDArray[np.float64]]],
+    *,
+    workers: int = 0,
+) -> Iterator[tuple[NDArray[np.int64], Batch]]:
+    """A batch of each of the given row numbers (B,), cropped at positions (B,) from 0 (a clip's start) to 1 (its end).
+
+    Beside each batch the row numbers of its rows; clips that cannot be read have none.
+    """
+    lengths = samples(manifest.durations, needs.sample_rate)
+
+    def plans() -> Iterator[Plan]:
+        for rows, places in batches:
+            positions = np.empty(len(manifest))
+            positions[rows] = places
+            yield Plan(_crops(manifest, rows, lengths, needs, positions))
+
+    return _load(plans(), needs, workers)
+
+
 def hold_out(manifest: Manifest, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Row numbers to train on, and at least one and at most 200 to measure the held-out loss on, in order.
 
@@ -148,6 +186,30 @@ def long_enough(manifest: Manifest, needs: DataNeeds) -> NDArray[np.int64]:
     return np.flatnonzero(manifest.durations >= needs.min_s)
 
 
+def label_codes(manifest: Manifest, needs: DataNeeds) -> NDArray[np.int64]:
+    """(N, C) codes of the C columns needed, numbered as their values appear in the manifest; -1 where unknown.
+
+    Raises `ManifestError` for a column of intervals, and, unless columns are optional, for one that is missing or has
+    gaps.
+    """
+    codes = np.full((len(manifest), len(needs.columns)), -1)
+    for i, name in enumerate(needs.columns):
+        if name in manifest.labels:
+            column = manifest.table.column(name).combine_chunks()
+            if pa.types.is_nested(column.type):
+                raise ManifestError(f"column '{name}': holds {column.type}, where one value a clip is needed")
+            codes[:, i] = column.dictionary_encode().indices.fill_null(-1).to_numpy()
+        elif not needs.columns_optional:
+            raise ManifestError(f"{unknown('column', name, manifest.labels)} (this run's objective asks for it)")
+        gaps = int((codes[:, i] < 0).sum())
+        if gaps and not needs.columns_optional:
+            raise ManifestError(
+                f"column '{name}': {gaps} of {len(manifest)} clips have no value in it; "
+                "give each one, or change this run's objective, which asks for it"
+            )
+    return codes
+
+
 def samples(seconds: NDArray[np.float64], sample_rate: int) -> NDArray[np.int64]:
     """Lengths in samples of clips (N,) in seconds: the nearest integer, half up, as resampling gives; at least 1."""
     return np.maximum(1, np.floor(seconds * sample_rate + 0.5 + 1e-6)).astype(np.int64)
@@ -159,8 +221,12 @@ def _crops(
     lengths: NDArray[np.int64],
     needs: DataNeeds,
     positions: NDArray[np.float64] | None = None,
+    codes: NDArray[np.int64] | None = None,
 ) -> list[Crop]:
-    """Crops of these rows at `positions` (N,) between 0 and 1; `lengths` (N,) are the clips' samples."""
+    """Crops of these rows at `positions` (N,) between 0 and 1; `lengths` (N,) are the clips' samples.
+
+    `codes` (N, C) are the clips' labels.
+    """
     crops = []
     for row in rows.tolist():
         clip_id, path, start_s = (manifest.table.column(name)[row].as_py() for name in ("clip_id", "path", "start_s"))
@@ -168,7 +234,9 @@ def _crops(
         length = int(min(clip_length, max(1.0, needs.crop_s * needs.sample_rate)))
         slack = clip_length - length
         start = 0 if positions is None else min(slack, int(positions[row] * (slack + 1)))
-        crops.append(Crop(row, clip_id, path, round(start_s * needs.sample_rate), clip_length, start, length))
+        clip_start = round(start_s * needs.sample_rate)
+        labels = () if codes is None else tuple(codes[row].tolist())
+        crops.append(Crop(row, clip_id, path, clip_start, clip_length, start, length, labels))
     return crops
 
 
@@ -199,6 +267,10 @@ class _Reader(Dataset[tuple[NDArray[np.int64], Batch]]):
             lengths=torch.from_numpy(lengths),
             clip_ids=[crop.clip_id for crop in crops],
             starts=torch.tensor([crop.start for crop in crops], dtype=torch.int64),
+            labels={
+                name: torch.tensor([crop.labels[i] for crop in crops], dtype=torch.int64)
+                for i, name in enumerate(self.needs.columns)
+            },
             epoch=plan.epoch,
             seed=plan.seed,
             skipped=skipped,
@@ -280,6 +352,7 @@ def _by_length(numbers: NDArray[np.int64], batch: Batch) -> Iterator[tuple[NDArr
             lengths=batch.lengths[rows],
             clip_ids=[batch.clip_ids[row] for row in rows],
             starts=batch.starts[rows],
+            labels={name: codes[rows] for name, codes in batch.labels.items()},
             skipped=skipped,
         )
         yield numbers[rows.numpy()], part

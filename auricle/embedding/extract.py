@@ -21,7 +21,16 @@ from auricle.data.batching import Skip
 from auricle.data.dataset import clip_batches
 from auricle.data.manifest import Manifest
 from auricle.embedding import store
-from auricle.encoders.base import Encoder, Layers, Pooling, Stretch, choose_layers, join_stretches, pool_stretches
+from auricle.encoders.base import (
+    Encoder,
+    Layers,
+    Pooling,
+    Stretch,
+    choose_layers,
+    is_single,
+    join_stretches,
+    pool_stretches,
+)
 from auricle.errors import ConfigError, TooManySkipsError
 from auricle.methods.base import TrainConfig
 from auricle.training.optim import autocast_dtype
@@ -120,6 +129,7 @@ def embed(
     `TooManySkipsError`, after finishing, when more than the share `max_skipped` of all clips could not be used.
     """
     started, output = time.monotonic(), Path(output)
+    choose_layers(layers, encoder.dims, encoder.outputs)  # a mistake here is told before a large corpus is opened
     if not isinstance(sources, Manifest):
         sources = Manifest.open([sources] if isinstance(sources, str | Path) else list(sources))
     job = _Job(encoder if device is None else encoder.to(device), sources, layers, batch_seconds, precision, workers)
@@ -252,12 +262,10 @@ class _Job:
         self.encoder, self.manifest, self.layers = encoder, manifest, layers
         self.batch_seconds, self.workers = batch_seconds, workers
         self.autocast = autocast_dtype(TrainConfig(precision=precision), encoder.device)
-        self.chosen = choose_layers(layers, encoder.dims)
+        self.chosen = choose_layers(layers, encoder.dims, encoder.outputs)
         self.dims = [encoder.dims[layer] for layer in self.chosen]
         """Widths of what comes out."""
         if layers == "mean":
-            if len(set(self.dims)) > 1:
-                raise ConfigError(f"layers: {encoder.name} has layers of widths {self.dims}, which have no mean")
             self.dims = self.dims[:1]
 
     def clips(
@@ -305,7 +313,7 @@ class _Job:
 
 def _columns(job: _Job, level: Level, pool: Pooling) -> dict[str, int]:
     """Names and widths of the embedding columns. Raises `ConfigError` when a name would be there twice."""
-    if job.layers in ("last", "mean"):
+    if is_single(job.layers):
         names = ["embedding" if level == "clip" else "frames"]
     else:
         names = [f"layer_{layer}" for layer in job.chosen]

@@ -7,6 +7,11 @@ from __future__ import annotations
 
 FAMILIES = {
     "mel_transformer": "auricle.encoders.mel_transformer:MelTransformer",
+    "cpc": "auricle.encoders.cpc:CpcEncoder",
+    "vit": "auricle.encoders.vit:Vit",
+    "mae_ast": "auricle.encoders.mae_ast:MaeAstEncoder",
+    "apc": "auricle.encoders.apc:ApcEncoder",
+    "trill": "auricle.encoders.trill:Trill",
     "fbank": "auricle.encoders.baselines:Fbank",
     "fbank-context": "auricle.encoders.baselines:FbankContext",
     "mfcc": "auricle.encoders.baselines:Mfcc",
@@ -23,6 +28,10 @@ ENCODER_FORMS = {
     "fbank-context": "log-mel filter bank with 10 frames to either side stacked",
     "mfcc": "cepstral coefficients with deltas",
     "untrained:RUN": "the network of a run or checkpoint with the weights it began with",
+    "s3prl:FILE": "a checkpoint of S3PRL: Mockingjay, TERA, AudioALBERT, APC; or of APC's authors",
+    "cpc:FILE": "a checkpoint of CPC_audio",
+    "audiomae:FILE": "a checkpoint of Audio-MAE, pre-trained or fine-tuned",
+    "mae-ast:FILE": "a checkpoint of MAE-AST",
     "module:attribute": "a Python class, factory or object of your own (auricle check module:attribute tests it)",
 }
 """What `auricle.load` takes, and what it is."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
@@ -20,10 +22,12 @@ from torch import Tensor, nn
 
 from auricle.audio.io import Audio, as_waveform
 from auricle.config import Config
-from auricle.errors import AudioError, ConfigError
+from auricle.errors import AudioError, ConfigError, unknown
 
 Pooling = Literal["mean", "meanstd"]
-Layers = Literal["last", "all", "mean"] | Sequence[int]
+Layers = str | Sequence[int]
+"""`last`, `all`, `mean` (the average of all), the name of one of the encoder's `outputs`, or layer numbers."""
+WORDS = ("last", "all", "mean")
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,8 @@ class Encoder(nn.Module):
     """Samples from the clip's start to the centre of frame 0."""
     dims: tuple[int, ...]
     """Channels of each layer, layer 0 first."""
+    outputs: Mapping[str, int] = MappingProxyType({})
+    """Layers known by a name of their own (TRILL's `layer19`), wherever layers are asked for: name → layer number."""
     pads_safely: bool = True
 
     def features(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,9 +103,22 @@ class Encoder(nn.Module):
 
         Raises `ConfigError` for a layer that is not there.
         """
-        for rows, frames in self.stretches(waveforms, lengths, choose_layers(layers, self.dims)):
+        for rows, frames in self.stretches(waveforms, lengths, choose_layers(layers, self.dims, self.outputs)):
             states = [state.float() for state in frames.hidden_states]
             yield rows, Frames([torch.stack(states).mean(0)] if layers == "mean" else states, frames.lengths)
+
+    def depths(self) -> dict[str, int]:
+        """How deep each weight lies, by name: 0 before the first block, then the number of its block, 1 to the last.
+
+        Fine-tuning trains the deepest alone, or lets rates fall with the distance from them. Told by names with
+        `blocks.N.` or `grus.N.`, and what follows the last block belongs to it; an encoder built otherwise overrides.
+        """
+        depths, depth = {}, 0
+        for name, _ in self.named_parameters():
+            block = re.search(r"\b(?:blocks|grus)\.(\d+)\.", name)
+            depth = int(block[1]) + 1 if block else depth
+            depths[name] = depth
+        return depths
 
     @property
     def device(self) -> torch.device:
@@ -109,9 +128,10 @@ class Encoder(nn.Module):
 
     @torch.inference_mode()
     def frames(self, audio: Audio, sample_rate: int | None = None, layers: Layers = "last") -> Tensor:
-        """Frames (T, D) of one recording; `layers="all"` gives (L, T, D), `"mean"` their average.
+        """Frames (T, D) of one recording, of the last layer, their `mean` or a named output; else (L, T, D).
 
-        `audio` is a path, or samples (S,) or (channels, S) with their `sample_rate` in Hz. Raises `AudioError`.
+        `audio` is a path, or samples (S,) or (channels, S) with their `sample_rate` in Hz. Raises `AudioError`,
+        and `ConfigError` for layers that are not there, or that do not stack because their widths differ.
         """
         return self._one(audio, sample_rate, layers, lambda stretches: join_stretches(stretches, 1))
 
@@ -142,7 +162,13 @@ class Encoder(nn.Module):
                 f"{audio if isinstance(audio, str | Path) else 'audio'}: shorter than one frame of {self.name}"
             )
         chosen = [torch.as_tensor(state[0]) for state in states]
-        return chosen[0] if layers in ("last", "mean") else torch.stack(chosen)
+        if is_single(layers):
+            return chosen[0]
+        if len({state.shape[-1] for state in chosen}) > 1:
+            raise ConfigError(
+                f"layers: those asked for have widths {[s.shape[-1] for s in chosen]}; ask for one a time"
+            )
+        return torch.stack(chosen)
 
     def fingerprint(self) -> str:
         """Sixteen hex digits over family, config (front end included) and weights; independent of paths."""
@@ -162,15 +188,27 @@ def hash_tensors(digest: hashlib._Hash, tensors: Mapping[str, Tensor]) -> None:
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
 
 
-def choose_layers(layers: Layers, dims: tuple[int, ...]) -> list[int]:
-    """Layer indices for `last`, `all`, `mean` (every layer) or a sequence; negative ones count from the end.
+def is_single(layers: Layers) -> bool:
+    """Whether `layers` asks for one result a frame, by a word or a name, rather than for several side by side."""
+    return isinstance(layers, str) and layers != "all"
 
-    Raises `ConfigError` for an index the encoder does not have.
+
+def choose_layers(
+    layers: Layers, dims: tuple[int, ...], outputs: Mapping[str, int] = MappingProxyType({})
+) -> list[int]:
+    """Layer indices for `last`, `all`, `mean` (every layer), a name in `outputs`, or a sequence.
+
+    Negative numbers count from the end. Raises `ConfigError` for a layer the encoder does not have, and for the mean
+    of layers of several widths.
     """
-    if layers == "last":
-        return [len(dims) - 1]
-    if layers in ("all", "mean"):
-        return list(range(len(dims)))
+    if isinstance(layers, str):
+        if layers in outputs:
+            return [outputs[layers]]
+        if layers not in WORDS:
+            raise ConfigError(f"layers: {unknown('output', layers, [*outputs, *WORDS])}, or layer numbers")
+        if layers == "mean" and len(set(dims)) > 1:
+            raise ConfigError(f"layers: this encoder's have widths {list(dims)}, which have no mean")
+        return [len(dims) - 1] if layers == "last" else list(range(len(dims)))
     chosen = [int(layer) for layer in layers]
     for layer in chosen:
         if not -len(dims) <= layer < len(dims):

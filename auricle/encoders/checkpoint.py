@@ -19,6 +19,8 @@ from auricle.config import Config
 from auricle.encoders import BASELINES, ENCODER_FORMS, FAMILIES
 from auricle.encoders.base import Encoder
 from auricle.encoders.external import load_callable
+from auricle.encoders.foreign import PROJECTS
+from auricle.encoders.foreign.weights import load_foreign
 from auricle.errors import CheckpointError, ConfigError, unknown
 
 FORMAT = 1
@@ -53,7 +55,8 @@ def save(encoder: Encoder, folder: Path | str, **extra: Any) -> None:
 def load(name: str | Path, device: torch.device | str = "cpu") -> Encoder:
     """An encoder in evaluation mode on `device`, by any of the forms in `auricle.encoders.ENCODER_FORMS`.
 
-    `untrained:FOLDER` builds the folder's network anew under its seed: the run's own step 0. Raises `CheckpointError`
+    `untrained:FOLDER` builds the folder's network anew under its seed: the run's own step 0; `s3prl:FILE` and the like
+    convert another project's checkpoint, which `save` then writes as ours. Raises `CheckpointError`
     for a missing, damaged or newer checkpoint, `ConfigError` for an unknown name and for code that cannot be used.
     """
     name = str(name)
@@ -74,6 +77,10 @@ def _find(name: str) -> Encoder:
         return _build(name, {}, name)
     if name.startswith("untrained:"):
         return _load_untrained(Path(name.removeprefix("untrained:")))
+    project, _, file = name.partition(":")
+    if file and project in PROJECTS:
+        with torch.random.fork_rng(_gpus()):  # building draws weights; the caller's generator must not notice
+            return load_foreign(project, Path(file))
     if Path(name).exists():
         return _load_folder(Path(name))
     if re.fullmatch(r"[\w.]+:[\w.]+", name):

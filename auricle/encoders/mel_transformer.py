@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -16,9 +17,7 @@ from auricle.nn.entropy import attention_entropy
 from auricle.nn.linear import Linear
 from auricle.nn.positions import SinusoidalPositions
 from auricle.nn.transformer import Dropout, Transformer, init_weights
-
-_WINDOWS_AT_ONCE = 8
-"""Windows of a long clip that are encoded together; bounds memory."""
+from auricle.nn.windows import encode_long, pieces
 
 
 class MelTransformerConfig(Config):
@@ -42,6 +41,8 @@ class MelTransformerConfig(Config):
     """LayerNorm after each residual sum (paper and code), or before each part and at the end (steadier when deep)."""
     norm_eps: float = Field(1e-12, gt=0)
     """LayerNorm's epsilon, inside the root."""
+    state_norms: bool = False
+    """Every hidden state but the last is returned through a LayerNorm of its own, as in S3PRL's pre-norm models."""
     shared_layers: bool = False
     """One block's weights serve all layers (AudioALBERT)."""
     position_jitter: int = Field(0, ge=0)
@@ -86,6 +87,7 @@ class MelTransformer(Encoder):
             norm=config.norm,
             norm_eps=config.norm_eps,
             shared=config.shared_layers,
+            state_norms=config.state_norms,
         )
 
     def features(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,12 +97,16 @@ class MelTransformer(Encoder):
     def encode(self, x: Tensor, lengths: Tensor, *, layers: Sequence[int] | None = None) -> Frames:
         """Hidden states of features (B, T, F); in evaluation mode clips past `chunk_frames` are encoded in windows."""
         layers = range(len(self.dims)) if layers is None else layers
+        encode = partial(self._encode, layers=layers)
         if self._is_long(x):
-            return Frames(self._encode_long(x, lengths, layers), lengths)
-        return Frames(self._encode(x, lengths, layers), lengths)
+            dims = [self.dims[layer] for layer in layers]
+            return Frames(encode_long(encode, x, lengths, self.config.chunk_frames, dims), lengths)
+        return Frames(encode(x, lengths), lengths)
 
-    def attention_entropy(self, frames: Frames) -> Tensor:
-        """As the contract says; a clip past `chunk_frames` is looked at as a whole."""
+    def attention_entropy(self, frames: Frames) -> Tensor | None:
+        """As the contract says; a clip past `chunk_frames` is looked at as a whole. None with `state_norms`."""
+        if self.config.state_norms:
+            return None
         return attention_entropy(self.transformer, frames.hidden_states, frames.lengths)
 
     def stretches(self, waveforms: Tensor, lengths: Tensor, layers: Sequence[int] | None = None) -> Iterator[Stretch]:
@@ -109,7 +115,8 @@ class MelTransformer(Encoder):
         if not self._is_long(x):
             yield torch.arange(len(x)), self.encode(x, lengths, layers=layers)
             return
-        for clip, states in self._pieces(x, lengths, range(len(self.dims)) if layers is None else layers):
+        encode = partial(self._encode, layers=range(len(self.dims)) if layers is None else layers)
+        for clip, states in pieces(encode, x, lengths, self.config.chunk_frames):
             yield torch.tensor([clip]), Frames([state[None] for state in states], torch.tensor([len(states[0])]))
 
     def _is_long(self, x: Tensor) -> bool:
@@ -118,55 +125,3 @@ class MelTransformer(Encoder):
     def _encode(self, x: Tensor, lengths: Tensor, layers: Sequence[int]) -> list[Tensor]:
         x = self.dropout(self.norm(self.positions(self.project(x))))
         return self.transformer(x, lengths, layers)  # type: ignore[no-any-return]
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # its loop over clips reads their lengths
-    def _encode_long(self, x: Tensor, lengths: Tensor, layers: Sequence[int]) -> list[Tensor]:
-        states = [x.new_zeros(*x.shape[:2], self.dims[layer]) for layer in layers]
-        filled = [0] * len(x)
-        for clip, pieces in self._pieces(x, lengths, layers):
-            start, filled[clip] = filled[clip], filled[clip] + len(pieces[0])
-            for state, piece in zip(states, pieces, strict=True):
-                state[clip, start : filled[clip]] = piece
-        return states
-
-    def _pieces(self, x: Tensor, lengths: Tensor, layers: Sequence[int]) -> Iterator[tuple[int, list[Tensor]]]:
-        """A clip's number and its next frames (t, D) of each layer, clip by clip and some windows at a time.
-
-        A clip's windows, and with them its frames, depend on itself alone.
-        """
-        for clip, length in enumerate(lengths.tolist()):
-            windows = list(_windows(length, self.config.chunk_frames))
-            for first in range(0, len(windows), _WINDOWS_AT_ONCE):
-                group = windows[first : first + _WINDOWS_AT_ONCE]
-                parts = [x[clip, start:stop] for start, stop, _, _ in group]
-                sizes = torch.tensor([len(part) for part in parts], device=x.device)
-                encoded = self._encode(nn.utils.rnn.pad_sequence(parts, batch_first=True), sizes, layers)
-                yield (
-                    clip,
-                    [
-                        torch.cat(
-                            [
-                                row[keep - start : until - start]
-                                for row, (start, _, keep, until) in zip(state, group, strict=True)
-                            ]
-                        )
-                        for state in encoded
-                    ],
-                )
-
-
-def _windows(length: int, size: int) -> Iterator[tuple[int, int, int, int]]:
-    """(start, stop, keep, until) of windows half a `size` apart: each is encoded whole and kept from `keep` to `until`.
-
-    Kept parts tile 0..length; away from the clip's ends each has a quarter of `size` around it as context.
-    """
-    hop, margin = size // 2, size // 4
-    last = max(0, -(-(length - size) // hop))
-    for number in range(last + 1 if length else 0):
-        start = number * hop
-        yield (
-            start,
-            min(start + size, length),
-            start + margin if number else 0,
-            start + margin + hop if number < last else length,
-        )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from sklearn.manifold import TSNE
+from torch import Tensor
 
 from auricle.embedding.extract import grid_times
 from auricle.errors import EvaluationError
@@ -25,6 +26,20 @@ CHUNK_FRAMES = 30_000
 """Test frames encoded at once, about."""
 MAPPED = 500
 """Most clips on a map."""
+
+
+class Heads(Protocol):
+    """Trained heads of S seeds, on an encoder's layers: `Fitted` ones, or one trained with its encoder."""
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Indices of the layers `predict` reads."""
+
+    def predict(self, layers: ByLayer) -> Tensor:
+        """Probabilities (S, N, K) or values (S, N), on the CPU, from embeddings (N, D) by layer index."""
+
+    def view(self, layers: ByLayer) -> Tensor:
+        """What the first seed's head sees of them, (N, D)."""
 
 
 @dataclass(frozen=True)
@@ -70,17 +85,31 @@ def _answer_clips(embedder: Embedder, ready: Prepared, assignment: NDArray[np.st
     device = str(embedder.encoder.device)
     balanced = ready.task.scored_by == "balanced_accuracy"
     fitted = fit_heads(ready.task.kind, train, examples("dev"), probe, balanced=balanced, device=device)
+    targets = train.targets.numpy()
+    dev, test = (clip_answers(embedder, ready, assignment, part, fitted, targets) for part in ("dev", "test"))
+    return Fold(fitted, dev, test, int((~present).sum()))
 
-    def answers(part: str) -> Answers:
-        rows = np.flatnonzero(assignment == part)
-        taken = torch.from_numpy(place[rows][present[rows]])
-        heard = fitted.predict({layer: layers[layer][taken] for layer in fitted.layers}).double().numpy()
-        outputs = np.empty((len(heard), len(rows), *heard.shape[2:]))
-        outputs[:, present[rows]] = heard
-        outputs[:, ~present[rows]] = _constant(ready, train.targets.numpy(), heard.shape[2:])
-        return Answers(rows, _correct(ready, outputs, ready.targets[rows]), np.ones(len(rows)), outputs)
 
-    return Fold(fitted, answers("dev"), answers("test"), int((~present).sum()))
+def clip_answers(
+    embedder: Embedder,
+    ready: Prepared,
+    assignment: NDArray[np.str_],
+    part: str,
+    heads: Heads,
+    train: NDArray[np.generic],
+) -> Answers:
+    """What heads answer on a part's clips; `train` targets tell what to say of one that cannot be embedded.
+
+    Raises `EvaluationError` where none can.
+    """
+    rows = np.flatnonzero(assignment == part)
+    present, layers = embedder.clips(ready.manifest.select(rows))
+    _refuse_none(np.flatnonzero(present), part, embedder, ready)
+    heard = heads.predict({layer: layers[layer] for layer in heads.layers}).double().numpy()
+    outputs = np.empty((len(heard), len(rows), *heard.shape[2:]))
+    outputs[:, present] = heard
+    outputs[:, ~present] = _constant(ready, train, heard.shape[2:])
+    return Answers(rows, _correct(ready, outputs, ready.targets[rows]), np.ones(len(rows)), outputs)
 
 
 def _constant(ready: Prepared, train: NDArray[np.generic], shape: tuple[int, ...]) -> NDArray[np.float64]:
@@ -102,25 +131,12 @@ def _correct(ready: Prepared, outputs: NDArray[np.float64], targets: NDArray[Any
 
 
 def _answer_frames(embedder: Embedder, ready: Prepared, assignment: NDArray[np.str_], probe: ProbeConfig) -> Fold:
-    labelled = [np.flatnonzero(codes != UNLABELLED) for codes in ready.targets]
-    grids = [grid_times(duration) for duration in ready.manifest.durations]
     skipped: set[int] = set()
-
-    def encode(
-        rows: NDArray[np.int64], points: list[NDArray[np.int64]], layers: tuple[int, ...] | None = None
-    ) -> tuple[ByLayer, NDArray[np.int64], NDArray[np.int64]]:
-        """Frames by layer at grid points of clips, their codes and clips; clips without points are not encoded."""
-        kept = [index for index, point in enumerate(points) if len(point)]
-        times = [grids[rows[index]][points[index]] for index in kept]
-        clip, values = embedder.frames(ready.manifest.select(rows[kept]), times, layers)
-        present = np.unique(clip)
-        skipped.update(rows[kept[index]] for index in set(range(len(kept))) - set(present.tolist()))
-        codes = [ready.targets[rows[kept[index]]][points[kept[index]]] for index in present]
-        return values, np.concatenate([np.empty(0, np.int64), *codes]), rows[np.asarray(kept, np.int64)[clip]]
 
     def examples(part: str, most: int, known: NDArray[np.int64] | None = None) -> Examples:
         rows = np.flatnonzero(assignment == part)
-        values, codes, _ = encode(rows, _drawn([labelled[row] for row in rows], most))
+        points = _drawn([np.flatnonzero(ready.targets[row] != UNLABELLED) for row in rows], most)
+        values, codes, _ = _frames_at(embedder, ready, rows, points, skipped)
         _refuse_none(codes, part, embedder, ready)
         learnable = np.ones(len(codes), bool) if known is None else np.isin(codes, known)
         kept = torch.from_numpy(np.flatnonzero(learnable))
@@ -131,26 +147,64 @@ def _answer_frames(embedder: Embedder, ready: Prepared, assignment: NDArray[np.s
     dev = examples("dev", DEV_FRAMES, known)
     fitted = fit_heads("classes", train, dev, probe, device=str(embedder.encoder.device))
     del train, dev
-    commonest = known[counts.argmax()]
+    commonest = int(known[counts.argmax()])
+    dev_answers, test_answers = (
+        frame_answers(embedder, ready, assignment, part, fitted, commonest, skipped) for part in ("dev", "test")
+    )
+    return Fold(fitted, dev_answers, test_answers, len(skipped))
 
-    def answers(part: str) -> Answers:
-        rows = np.flatnonzero(assignment == part)
-        rows = rows[[len(labelled[row]) > 0 for row in rows]]
-        total = np.array([len(labelled[row]) for row in rows], np.float64)
-        silent = [float((ready.targets[row] == commonest).sum()) for row in rows]
-        correct = np.tile(silent, (len(probe.seeds), 1))  # what a clip that cannot be embedded gets
-        chunk = np.cumsum(total) // CHUNK_FRAMES
-        for _, group in groupby(range(len(rows)), key=lambda index: chunk[index]):
-            part_rows = rows[list(group)]
-            values, codes, clip = encode(part_rows, [labelled[row] for row in part_rows], fitted.layers)
-            if not len(codes):
-                continue
-            hits = fitted.predict(values).argmax(2).numpy() == codes
-            for row in np.unique(clip):
-                correct[:, np.searchsorted(rows, row)] = hits[:, clip == row].sum(1)
-        return Answers(rows, correct, total)
 
-    return Fold(fitted, answers("dev"), answers("test"), len(skipped))
+def frame_answers(
+    embedder: Embedder,
+    ready: Prepared,
+    assignment: NDArray[np.str_],
+    part: str,
+    heads: Heads,
+    commonest: int,
+    skipped: set[int],
+) -> Answers:
+    """What heads answer at the labelled grid points of a part's clips, counted by clip.
+
+    A clip that cannot be embedded goes to `skipped` and gets the `commonest` class of train.
+    """
+    rows = np.flatnonzero(assignment == part)
+    points = {row: np.flatnonzero(ready.targets[row] != UNLABELLED) for row in rows.tolist()}
+    rows = rows[[len(points[row]) > 0 for row in rows.tolist()]]
+    total = np.array([len(points[row]) for row in rows.tolist()], np.float64)
+    correct = np.array([[(ready.targets[row] == commonest).sum() for row in rows]], np.float64)
+    chunk = np.cumsum(total) // CHUNK_FRAMES
+    for _, group in groupby(range(len(rows)), key=lambda index: chunk[index]):
+        some = rows[list(group)]
+        values, codes, clip = _frames_at(embedder, ready, some, [points[row] for row in some.tolist()], skipped, heads)
+        if not len(codes):
+            continue
+        hits = heads.predict(values).argmax(2).numpy() == codes
+        if len(correct) < len(hits):
+            correct = np.repeat(correct, len(hits), 0)
+        for row in np.unique(clip):
+            correct[:, np.searchsorted(rows, row)] = hits[:, clip == row].sum(1)
+    return Answers(rows, correct, total)
+
+
+def _frames_at(
+    embedder: Embedder,
+    ready: Prepared,
+    rows: NDArray[np.int64],
+    points: list[NDArray[np.int64]],
+    skipped: set[int],
+    heads: Heads | None = None,
+) -> tuple[ByLayer, NDArray[np.int64], NDArray[np.int64]]:
+    """Frames by layer (those of `heads`) at grid points of clips, their codes and clips.
+
+    Clips without points are not encoded; those that cannot be go to `skipped`.
+    """
+    kept = [index for index, point in enumerate(points) if len(point)]
+    times = [grid_times(ready.manifest.durations[rows[index]])[points[index]] for index in kept]
+    clip, values = embedder.frames(ready.manifest.select(rows[kept]), times, heads.layers if heads else None)
+    present = np.unique(clip)
+    skipped.update(int(rows[kept[index]]) for index in set(range(len(kept))) - set(present.tolist()))
+    codes = [ready.targets[rows[kept[index]]][points[kept[index]]] for index in present]
+    return values, np.concatenate([np.empty(0, np.int64), *codes]), rows[np.asarray(kept, np.int64)[clip]]
 
 
 def _drawn(points: list[NDArray[np.int64]], most: int) -> list[NDArray[np.int64]]:
@@ -222,18 +276,18 @@ def _flat(ready: Prepared, answers: Answers) -> list[list[float] | None]:
     return list(answers.outputs.swapaxes(0, 1).reshape(len(answers.rows), -1))
 
 
-def with_map(predictions: pa.Table, embedder: Embedder, ready: Prepared, fitted: Fitted) -> pa.Table:
+def with_map(predictions: pa.Table, embedder: Embedder, ready: Prepared, heads: Heads) -> pa.Table:
     """The table with `map_x`, `map_y`: a t-SNE (started from PCA) of what the chosen head sees of at most 500 clips."""
     xy = np.full((len(predictions), 2), np.nan)
     if ready.task.level == "clip":
         order = {clip_id: row for row, clip_id in enumerate(ready.manifest.column("clip_id"))}
         rows = np.array([order[clip_id] for clip_id in predictions["clip_id"].to_pylist()])
-        present, layers = embedder.clips(ready.manifest)
-        shown = np.flatnonzero(present[rows])
+        present, layers = embedder.clips(ready.manifest.select(rows))
+        shown = np.flatnonzero(present)
         shown = shown[np.unique(np.linspace(0, len(shown) - 1, MAPPED).astype(int))] if len(shown) > MAPPED else shown
         if len(shown) > 4:
-            taken = torch.from_numpy((np.cumsum(present) - 1)[rows[shown]])
-            seen = fitted.view({layer: layers[layer][taken] for layer in fitted.layers}).numpy()
+            taken = torch.from_numpy((np.cumsum(present) - 1)[shown])
+            seen = heads.view({layer: layers[layer][taken] for layer in heads.layers}).numpy()
             perplexity = min(30.0, (len(shown) - 1) / 3)
             xy[shown] = TSNE(init="pca", perplexity=perplexity, max_iter=300, random_state=0).fit_transform(seen)
     for name, column in zip(("map_x", "map_y"), xy.T, strict=True):

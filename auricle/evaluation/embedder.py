@@ -21,10 +21,13 @@ ByLayer = dict[int, Tensor]
 
 
 class Embedder:
-    """One encoder, with the clips it has embedded so far."""
+    """One encoder, with the clips it has embedded so far, by all its layers or some."""
 
-    def __init__(self, encoder: Encoder, pool: Pooling, batch_seconds: float) -> None:
+    def __init__(
+        self, encoder: Encoder, pool: Pooling, batch_seconds: float, layers: Sequence[int] | None = None
+    ) -> None:
         self.encoder, self.pool, self.batch_seconds = encoder, pool, batch_seconds
+        self.layers = list(range(len(encoder.dims)) if layers is None else layers)
         self.name = encoder.name or encoder.family
         self.seconds = 0.0
         """Spent encoding."""
@@ -38,7 +41,7 @@ class Embedder:
         if new:
             started = time.monotonic()
             found = encode_clips(
-                self.encoder, manifest.select(new), layers="all", pool=self.pool, batch_seconds=self.batch_seconds
+                self.encoder, manifest.select(new), layers=self.layers, pool=self.pool, batch_seconds=self.batch_seconds
             )
             self.seconds += time.monotonic() - started
             self._vectors.update((keys[row], None) for row in new)
@@ -48,8 +51,10 @@ class Embedder:
             self._tell(found.skipped)
         vectors = [self._vectors[key] for key in keys]
         present = [vector for vector in vectors if vector is not None]
-        count = len(present[0]) if present else 0
-        layers = {layer: torch.from_numpy(np.stack([vector[layer] for vector in present])) for layer in range(count)}
+        layers = {
+            layer: torch.from_numpy(np.stack([vector[place] for vector in present]))
+            for place, layer in enumerate(self.layers if present else ())
+        }
         return np.array([vector is not None for vector in vectors]), layers
 
     def frames(
@@ -60,7 +65,7 @@ class Embedder:
         The frames of a clip that could not be embedded are left out; those of others stand in order.
         """
         started = time.monotonic()
-        chosen = list(range(len(self.encoder.dims))) if layers is None else list(layers)
+        chosen = self.layers if layers is None else list(layers)
         found = encode_frames(self.encoder, manifest, layers=chosen, times=times, batch_seconds=self.batch_seconds)
         self.seconds += time.monotonic() - started
         self._tell(found.skipped)

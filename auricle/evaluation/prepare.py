@@ -45,9 +45,10 @@ class Prepared:
     split_hash: str
 
 
-def prepare(task: Task, manifest: Manifest | None = None) -> Prepared:
+def prepare(task: Task, manifest: Manifest | None = None, fold: int | None = None) -> Prepared:
     """Read a task's recordings (or take `manifest`), and check that its target can be learned and scored.
 
+    Of a task of folds only number `fold` is tested on, if given; a task of one split has no other than 0.
     Raises `ManifestError` for columns that are not there, `EvaluationError` where there is nothing to learn: one class,
     a class of dev or test that train lacks, an empty split.
     """
@@ -66,6 +67,9 @@ def prepare(task: Task, manifest: Manifest | None = None) -> Prepared:
     if task.kind == "labels":
         manifest = manifest.with_column(task.target, [sorted(_labels(value)) for value in manifest.column(task.target)])
     made = _splits(task, manifest)
+    if fold is not None and fold >= len(made):
+        raise EvaluationError(f"task {task.name}: has folds 0 to {len(made) - 1}, and no fold {fold}")
+    made = made if fold is None else made[fold : fold + 1]
     assignments = [part.assignment for part in made]
     rule = made[0].rule if len(made) == 1 else f"{len(made)} folds, each tested on once: {made[0].rule}, and so on"
     split_hash = made[0].hash if len(made) == 1 else _hash(part.hash for part in made)

@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
+from auricle.config import edit
 from auricle.data.manifest import Manifest, Sources
-from auricle.encoders.base import Encoder, Pooling
+from auricle.encoders.base import WORDS, Encoder, Pooling, choose_layers
 from auricle.encoders.checkpoint import load
 from auricle.errors import EvaluationError
 from auricle.evaluation.answers import Answers, answer, outcomes, table, with_map
@@ -53,7 +54,7 @@ def evaluate(
     split_seed: int = 0,
     pool: Pooling = "mean",
     heads: Sequence[Head] = ("linear",),
-    layers: Literal["all", "last"] | Sequence[Layer] = "all",
+    layers: str | Sequence[Layer] = "all",
     lrs: Sequence[float] = (1e-3, 3e-3, 1e-2),
     seeds: Sequence[int] = (0, 1, 2),
     output: Path | str = "results",
@@ -67,16 +68,18 @@ def evaluate(
     `data` is what `Manifest.open` takes; level, kind and metric follow from the column unless set (see `custom_task`),
     the split from its columns `split` or `fold`, else from a rule that keeps the values of `group` together (see
     `auricle.data.splits`; `split="folds"` tests every clip once). `unit` names
-    the column the interval resamples. Heads, layers, `lrs` and `seeds` make the grid of `ProbeConfig`; the choice is
-    made on dev, and test is scored once, with every seed of the choice.
+    the column the interval resamples. Heads, layers, `lrs` and `seeds` make the grid of `ProbeConfig`, `layers` being
+    also the name of one of the encoders' outputs; the choice is made on dev, and test is scored once, with every seed
+    of the choice.
 
     Results that are there and were made with the same options are returned as they are unless `overwrite="always"`;
     those made with others are replaced, or with `"never"` refused. Raises `AuricleError`s, one line each.
     """
     names = [encoders] if isinstance(encoders, str | Path | Encoder) else list(encoders)
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    layers = layers if isinstance(layers, str) else tuple(layers)
-    probe = ProbeConfig.parse({"heads": tuple(heads), "layers": layers, "lrs": tuple(lrs), "seeds": tuple(seeds)})
+    named = layers if isinstance(layers, str) and layers not in WORDS else None
+    tried = "all" if named else layers if isinstance(layers, str) else tuple(layers)
+    probe = ProbeConfig.parse({"heads": tuple(heads), "layers": tried, "lrs": tuple(lrs), "seeds": tuple(seeds)})
     if data is None:
         chosen = [name if isinstance(name, Task) else task(name) for name in tasks or ()]
         chosen += suite_tasks(suite) if suite else []
@@ -88,8 +91,8 @@ def evaluate(
     else:
         manifest = Manifest.open(data)
         record = custom_task(
-            manifest, target, name=_name(data, target), level=level, metric=metric, split=split, group=group, unit=unit,
-            seed=split_seed,
+            manifest, target, name=task_name(data, target), level=level, metric=metric, split=split, group=group,
+            unit=unit, seed=split_seed,
         )  # fmt: skip
         prepared = [prepare(record, manifest)]
     for ready in prepared:
@@ -100,6 +103,8 @@ def evaluate(
             encoder = name.to(place) if isinstance(name, Encoder) else load(name, place)
             embedder = Embedder(encoder, pool, batch_seconds)
             fingerprint = encoder.fingerprint()
+            if named:
+                probe = edit(probe, layers=choose_layers(named, encoder.dims, encoder.outputs))
             for ready in prepared:
                 bar.set_postfix_str(f"{embedder.name} {ready.task.name}")
                 settings = _settings(ready, probe, pool)
@@ -109,7 +114,7 @@ def evaluate(
     return results
 
 
-def _name(data: Any, target: str) -> str:
+def task_name(data: Any, target: str) -> str:
     """A name for a person's own task: the first source's and the column's."""
     first = data if isinstance(data, str | Path | Manifest) else next(iter(data))
     stem = "data" if isinstance(first, Manifest) else Path(first).resolve().stem
@@ -143,23 +148,40 @@ def _evaluate(
     embedder: Embedder, fingerprint: str, ready: Prepared, probe: ProbeConfig, settings: str, output: Path | str
 ) -> Result:
     """Probe one encoder on one task, and write the result."""
-    record, started, encoded = ready.task, time.monotonic(), embedder.seconds
+    started, encoded = time.monotonic(), embedder.seconds
     folds = [answer(embedder, ready, assignment, probe) for assignment in ready.assignments]
-    probed = time.monotonic() - started
+    probed, encoded = time.monotonic() - started, embedder.seconds - encoded
     tests = [fold.test for fold in folds]
-    score, units = (
-        scorer(record.scored_by, outcomes(ready, tests)),
-        len({ready.units[r] for t in tests for r in t.rows}),
-    )
-    low, high = bootstrap(score, units)
-    seeds = []
-    for seed in range(len(probe.seeds)):
-        one = outcomes(ready, tests, slice(seed, seed + 1))
-        seeds.append(float(scorer(record.scored_by, one)(np.ones((1, units)))[0]))
-    first = ready.assignments[0]
-    result = Result(
+    result = scored(
+        ready,
+        tests,
         encoder=embedder.name,
         fingerprint=fingerprint,
+        dev=float(np.mean([np.mean(fold.fitted.choice.dev) for fold in folds])),
+        chosen=[_choice(fold.fitted.choice) for fold in folds],
+        grid=[_choice(trial) for trial in folds[0].fitted.trials],
+        skipped=max(fold.skipped for fold in folds),
+        transductive=heard(embedder.name, ready, tests),
+        seconds_encode=encoded,
+        seconds_probe=probed - encoded,
+        settings=settings,
+    )
+    parts = [("test", test) for test in tests] + [("dev", folds[0].dev)] * (len(folds) == 1)
+    predictions = pa.concat_tables([table(ready, part, answers) for part, answers in parts])
+    return write_result(result, with_map(predictions, embedder, ready, folds[0].fitted), output)
+
+
+def scored(ready: Prepared, tests: list[Answers], **others: Any) -> Result:
+    """The result of answers on test, one a fold, with its interval and what else is told by the task.
+
+    `others` are the fields that depend on the encoder and on how it was probed.
+    """
+    record, units = ready.task, len({ready.units[row] for test in tests for row in test.rows})
+    score, one = scorer(record.scored_by, outcomes(ready, tests)), np.ones((1, units))
+    low, high = bootstrap(score, units)
+    seeds = [outcomes(ready, tests, slice(seed, seed + 1)) for seed in range(len(tests[0].correct))]
+    first = ready.assignments[0]
+    return Result(
         task=record.name,
         protocol=record.protocol,
         version=record.version,
@@ -168,13 +190,10 @@ def _evaluate(
         target=record.target,
         classes=ready.classes,
         metric=record.scored_by,
-        score=float(score(np.ones((1, units)))[0]),
+        score=float(score(one)[0]),
         low=low,
         high=high,
-        seeds=seeds,
-        dev=float(np.mean([np.mean(fold.fitted.choice.dev) for fold in folds])),
-        chosen=[_choice(fold.fitted.choice) for fold in folds],
-        grid=[_choice(trial) for trial in folds[0].fitted.trials],
+        seeds=[float(scorer(record.scored_by, seed)(one)[0]) for seed in seeds],
         chance=_chance(ready, tests),
         split=ready.rule,
         split_hash=ready.split_hash,
@@ -183,16 +202,9 @@ def _evaluate(
         n_train=int((first == "train").sum()),
         n_dev=int((first == "dev").sum()),
         n_test=sum(len(test.rows) for test in tests),
-        skipped=max(fold.skipped for fold in folds),
-        transductive=_heard(embedder.encoder, ready, tests),
-        seconds_encode=embedder.seconds - encoded,
-        seconds_probe=probed - (embedder.seconds - encoded),
-        settings=settings,
         versions={"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        **others,
     )
-    parts = [("test", test) for test in tests] + [("dev", folds[0].dev)] * (len(folds) == 1)
-    predictions = pa.concat_tables([table(ready, part, answers) for part, answers in parts])
-    return write_result(result, with_map(predictions, embedder, ready, folds[0].fitted), output)
 
 
 def _choice(trial: Trial) -> Choice:
@@ -208,14 +220,14 @@ def _chance(ready: Prepared, tests: list[Answers]) -> float:
     return chance(ready.task.scored_by, targets)
 
 
-def _heard(encoder: Encoder, ready: Prepared, tests: list[Answers]) -> bool:
-    """Whether the encoder's run (its folder holds a manifest) was pre-trained on any of the test recordings."""
-    if encoder.name.startswith("untrained:"):
+def heard(encoder: str, ready: Prepared, tests: list[Answers]) -> bool:
+    """Whether the run of that name (its folder holds a manifest) was trained on any of the test recordings."""
+    if encoder.startswith("untrained:"):
         return False
-    folders = [Path(encoder.name), *Path(encoder.name).parents[:2]] if encoder.name else []
+    folders = [Path(encoder), *Path(encoder).parents[:2]] if encoder else []
     for manifest in (folder / "manifest.parquet" for folder in folders):
         if manifest.is_file():
             paths = ready.manifest.column("path")
-            heard = set(pq.read_table(manifest, columns=["path"])["path"].to_pylist())
-            return any(paths[row] in heard for test in tests for row in test.rows)
+            known = set(pq.read_table(manifest, columns=["path"])["path"].to_pylist())
+            return any(paths[row] in known for test in tests for row in test.rows)
     return False

@@ -6,9 +6,16 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from auricle.features.spectrum import Window, as_float, filter_energies, map_frames, mel_filters, window_function
+from auricle.features.spectrum import (
+    Window,
+    as_float,
+    filter_energies,
+    map_frames,
+    mel_filters,
+    whole_frames,
+    window_function,
+)
 
 Scale = Literal["int16", "unit"]
 EPSILON = float(torch.finfo(torch.float32).eps)
@@ -59,10 +66,7 @@ class KaldiFbank(nn.Module):
 
     def frames(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """The overlapping pieces of the signal (B, max(T, 1), window), a view, and their true number (B,)."""
-        waveforms = as_float(waveforms)
-        waveforms = F.pad(waveforms, (0, max(0, self.window_size - waveforms.shape[1])))
-        counts = ((lengths - self.window_size) // self.hop + 1).clamp_min(0)
-        return waveforms.unfold(1, self.window_size, self.hop), counts
+        return whole_frames(as_float(waveforms), lengths, self.window_size, self.hop)
 
     def log_frame_energy(self, frames: Tensor) -> Tensor:
         """Log energy (B, T, 1) of frames (B, T, window) before pre-emphasis and window: Kaldi's `raw_energy`."""

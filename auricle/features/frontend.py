@@ -15,7 +15,7 @@ from auricle.features.fbank import KaldiFbank, Scale
 from auricle.features.melspec import DecibelSpectrogram, LogSpectrogram
 from auricle.features.mfcc import KaldiMfcc
 from auricle.features.normalize import frame_mask, level_gain, normalize_utterance
-from auricle.features.spectrum import MelNorm, Window, as_float
+from auricle.features.spectrum import MelNorm, MelScale, Window, as_float
 
 MAX_N_FFT = 1 << 16
 STRETCH = 1 << 14
@@ -26,7 +26,7 @@ class FrontEndConfig(Config):
     """What becomes of a waveform: level, spectrogram, deltas, normalisation, stacking, in this order."""
 
     kind: Literal["kaldi", "mfcc", "stft", "linear"] = "kaldi"
-    """`kaldi`: Kaldi's log-mel filter bank; `mfcc`: Kaldi's cepstra; `stft`: log-mel of the centred STFT (n_mels 0: its
+    """`kaldi`: Kaldi's log-mel filter bank; `mfcc`: Kaldi's cepstra; `stft`: log-mel of the STFT (n_mels 0: its
     linear bins); `linear`: pre-emphasised magnitudes in decibels, scaled to [0, 1]."""
     sample_rate: int = Field(16000, ge=1000)
     """Hz."""
@@ -44,8 +44,12 @@ class FrontEndConfig(Config):
     """Lower edge of the mel bands; None: 20 for Kaldi's kinds, 0 for `stft`."""
     high_hz: float = Field(0.0, ge=0)
     """Upper edge of the mel bands; 0: half the sample rate."""
-    mel_scale: Literal["htk", "slaney"] = "htk"
-    """Mel scale of `stft`; `slaney` is librosa's default."""
+    centred: bool = True
+    """`stft`: frame t is centred on sample t * hop, clips being continued by reflection; False: frame t begins there,
+    and only whole windows count, as in Kaldi and `tf.signal`."""
+    mel_scale: MelScale = "htk"
+    """Mel scale of `stft`; `slaney` is librosa's default; `kaldi` is HTK's scale with triangles straight in mel rather
+    than in Hz, as Kaldi and `tf.signal` have them."""
     mel_norm: MelNorm = "none"
     """Area norm of the mel triangles of `stft`; `slaney` is librosa's default."""
     power: Literal[1, 2] = 2
@@ -62,8 +66,9 @@ class FrontEndConfig(Config):
     """`mfcc`: the frame's log energy in place of coefficient 0."""
     deltas: int = Field(0, ge=0, le=2)
     """Append slopes over time (1), and theirs (2)."""
-    normalize: Literal["utterance", "none"] = "utterance"
-    """Each channel to mean 0 and variance 1 over the frames that are given: in training the crop, else the clip."""
+    normalize: Literal["utterance", "unbiased", "none"] = "utterance"
+    """Each channel to mean 0 and variance 1 over the frames that are given: in training the crop, else the clip;
+    `unbiased` divides by the sample's standard deviation (T - 1), as S3PRL does."""
     stack: int = Field(1, ge=1, le=64)
     """Consecutive frames joined into one step; a remainder at the end is dropped."""
 
@@ -89,6 +94,11 @@ class FrontEndConfig(Config):
         if self.kind == "mfcc" and self.n_ceps > self.n_mels:
             raise ValueError(f"n_ceps: {self.n_ceps} coefficients cannot come of {self.n_mels} mel bands")
         return self
+
+    @property
+    def is_centred(self) -> bool:
+        """Whether frame 0 is centred on sample 0, rather than begun there."""
+        return self.kind == "linear" or (self.kind == "stft" and self.centred)
 
     @property
     def window_size(self) -> int:
@@ -120,7 +130,7 @@ class FrontEnd(nn.Module):
         self.spectrogram = _spectrogram(config)
         self.sample_rate = config.sample_rate
         self.hop = config.hop_size * config.stack
-        first = config.window_size / 2 if config.kind in ("kaldi", "mfcc") else 0.0
+        first = 0.0 if config.is_centred else config.window_size / 2
         self.offset = first + config.hop_size * (config.stack - 1) / 2
         self.dim = self.spectrogram.dim * (1 + config.deltas) * config.stack
 
@@ -131,8 +141,8 @@ class FrontEnd(nn.Module):
         """
         config = self.config
         x, lengths = self._spectra(as_float(waveforms), lengths)
-        if config.normalize == "utterance":
-            x = normalize_utterance(x, lengths)
+        if config.normalize != "none":
+            x = normalize_utterance(x, lengths, unbiased=config.normalize == "unbiased")
         if config.stack > 1:
             x, lengths = stack_frames(x, lengths, config.stack)
         return torch.where(frame_mask(x, lengths), x, 0), lengths
@@ -195,4 +205,5 @@ def _spectrogram(config: FrontEndConfig) -> KaldiFbank | KaldiMfcc | LogSpectrog
         config.mel_norm,
         config.power,
         config.log_floor,
+        config.centred,
     )

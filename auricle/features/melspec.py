@@ -1,4 +1,4 @@
-"""Spectrograms of the centred STFT: log-mel, log-linear, and the decibel spectrogram of the Tacotron family."""
+"""Spectrograms of the STFT: log-mel, log-linear, and the decibel spectrogram of the Tacotron family."""
 
 from __future__ import annotations
 
@@ -14,34 +14,42 @@ from auricle.features.spectrum import (
     filter_energies,
     map_frames,
     mel_filters,
+    whole_frames,
     window_function,
 )
 
 
-class CentredStft(nn.Module):
-    """Base of the spectrograms whose frame t is centred on sample t * hop: T = 1 + S // hop frames.
+class Stft(nn.Module):
+    """Base of the spectrograms; the window is periodic.
 
-    Each clip is continued past both its own ends by reflection, so padding in a batch never enters a frame.
-    The periodic window of `window_size` samples stands in the middle of `n_fft`.
+    Centred, frame t lies around sample t * hop, T = 1 + S // hop: each clip is continued past both its own ends by
+    reflection, so padding in a batch never enters a frame, and the window of `window_size` samples stands in the middle
+    of `n_fft`. Otherwise frame t begins at sample t * hop, and only whole ones count: T = 1 + (S - window_size) // hop.
     """
 
     window: Tensor
 
-    def __init__(self, n_fft: int, window_size: int, hop: int, window: Window):
+    def __init__(self, n_fft: int, window_size: int, hop: int, window: Window, centred: bool = True):
         super().__init__()
-        self.n_fft, self.hop = n_fft, hop
-        left = (n_fft - window_size) // 2
-        padded = F.pad(window_function(window, window_size, periodic=True), (left, n_fft - window_size - left))
+        self.n_fft, self.hop, self.centred = n_fft, hop, centred
+        left = (n_fft - window_size) // 2 if centred else 0
+        right = n_fft - window_size - left if centred else 0
+        padded = F.pad(window_function(window, window_size, periodic=True), (left, right))
         self.register_buffer("window", padded.float(), persistent=False)
 
     def frames(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """The overlapping pieces of the signal (B, T, n_fft), a view, and their true number (B,), 0 for no samples."""
+        """The overlapping pieces of the signal (B, T, n), a view, and their true number (B,), 0 for no samples.
+
+        n is the transform's size, or if not centred the window's.
+        """
+        if not self.centred:
+            return whole_frames(waveforms, lengths, len(self.window), self.hop)
         before = self.n_fft // 2
         padded = reflect_edges(waveforms, lengths, before, self.n_fft - before)
         return padded.unfold(1, self.n_fft, self.hop), torch.where(lengths > 0, 1 + lengths // self.hop, 0)
 
 
-class LogSpectrogram(CentredStft):
+class LogSpectrogram(Stft):
     """log(mel energies + `log_floor`); with `n_mels` 0 the energies of all n_fft // 2 + 1 linear bins.
 
     `power` 2 sums power, 1 magnitude. The defaults are S3PRL's online path; Mockingjay's original code, after librosa,
@@ -64,8 +72,9 @@ class LogSpectrogram(CentredStft):
         mel_norm: MelNorm = "none",
         power: float = 2.0,
         log_floor: float = 1e-10,
+        centred: bool = True,
     ):
-        super().__init__(n_fft, window_size, hop, window)
+        super().__init__(n_fft, window_size, hop, window, centred)
         self.dim, self.power, self.log_floor = n_mels or n_fft // 2 + 1, power, log_floor
         filters = None
         if n_mels:
@@ -82,13 +91,13 @@ class LogSpectrogram(CentredStft):
         windowed = frames * self.window.to(frames.dtype)
         energies: Tensor
         if self.filters is None:
-            energies = torch.fft.rfft(windowed).abs().pow(self.power)
+            energies = torch.fft.rfft(windowed, self.n_fft).abs().pow(self.power)
         else:
             energies = filter_energies(windowed, self.n_fft, self.filters, self.power)
         return (energies + self.log_floor).log()
 
 
-class DecibelSpectrogram(CentredStft):
+class DecibelSpectrogram(Stft):
     """Linear magnitudes of the pre-emphasised signal in decibels, -100 dB to 0 dB around a reference mapped to [0, 1].
 
     The target of Mockingjay's LARGE model in its authors' first code: pre-emphasis 0.97, reference 20 dB.

@@ -14,16 +14,17 @@ def frame_mask(x: Tensor, lengths: Tensor) -> Tensor:
     return (torch.arange(x.shape[1], device=x.device) < lengths[:, None])[..., None]
 
 
-def normalize_utterance(x: Tensor, lengths: Tensor, eps: float = 1e-5) -> Tensor:
+def normalize_utterance(x: Tensor, lengths: Tensor, eps: float = 1e-5, unbiased: bool = False) -> Tensor:
     """Each channel of each clip of x (B, T, F) to mean 0 and variance 1 over its true frames; zeros past them.
 
-    `eps` is added to the variance (biased, as numpy's), so that a constant channel comes out as 0.
+    `eps` is added to the variance (biased, as numpy's; or `unbiased`, as torch's), so that a constant channel comes
+    out as 0.
     """
     mask = frame_mask(x, lengths)
     count = lengths.clamp_min(1)[:, None, None]
     x = (x - x[:, :1]).masked_fill_(~mask, 0)  # shifted, constant channels (silence) are exactly 0, not rounding
     x = (x - x.sum(1, keepdim=True) / count).masked_fill_(~mask, 0)
-    variance = x.square().sum(1, keepdim=True) / count
+    variance = x.square().sum(1, keepdim=True) / ((count - 1).clamp_min(1) if unbiased else count)
     return x * (variance + eps).rsqrt()
 
 

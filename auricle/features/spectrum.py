@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 Window = Literal["povey", "hann", "hamming"]
 MelScale = Literal["kaldi", "htk", "slaney"]
@@ -31,8 +32,9 @@ def mel_filters(
 ) -> Tensor:
     """Triangular filters (n_fft // 2 + 1, n_mels), float64, evenly spaced in mel between `low_hz` and `high_hz`.
 
-    `kaldi` and `htk` share a mel scale; Kaldi's triangles have straight sides in mel, those of `htk` and `slaney`
-    (librosa's default) in Hz. The norm `slaney` gives each triangle unit area in Hz; with `none` its peak is 1.
+    `kaldi` and `htk` share a mel scale; Kaldi's triangles (and TensorFlow's) have straight sides in mel, those of
+    `htk` and `slaney` (librosa's default) in Hz. The norm `slaney` gives each triangle unit area in Hz; with
+    `none` its peak is 1.
     """
     edges = torch.tensor([low_hz, high_hz], dtype=torch.float64)
     low, high = _hz_to_mel(edges, scale).tolist()
@@ -45,6 +47,15 @@ def mel_filters(
     left, centre, right = corners[:-2], corners[1:-1], corners[2:]
     filters = torch.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)).clamp_min(0)
     return filters * 2 / (right - left) if norm == "slaney" else filters
+
+
+def whole_frames(waveforms: Tensor, lengths: Tensor, size: int, hop: int) -> tuple[Tensor, Tensor]:
+    """The pieces (B, max(T, 1), size) of the signal that begin every `hop` samples, a view, and each clip's whole ones.
+
+    Waveforms (B, S) hold `lengths` (B,) samples; a clip shorter than `size` has none.
+    """
+    waveforms = F.pad(waveforms, (0, max(0, size - waveforms.shape[1])))
+    return waveforms.unfold(1, size, hop), ((lengths - size) // hop + 1).clamp_min(0)
 
 
 def map_frames(function: Callable[[Tensor], Tensor], frames: Tensor) -> Tensor:

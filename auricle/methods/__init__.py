@@ -16,6 +16,12 @@ FORMAT = 1
 
 METHODS = {
     "mockingjay": "auricle.methods.mockingjay:MockingjayRun",
+    "cpc": "auricle.methods.cpc:CpcRun",
+    "audio_mae": "auricle.methods.audio_mae:AudioMaeRun",
+    "mae_ast": "auricle.methods.mae_ast:MaeAstRun",
+    "apc": "auricle.methods.apc:ApcRun",
+    "trill": "auricle.methods.trill:TrillRun",
+    "trill_distilled": "auricle.methods.trill_distilled:TrillDistilledRun",
 }
 """Method → its run config."""
 
@@ -28,6 +34,28 @@ PRESETS = {
     "tera_tiny": "auricle.methods.mockingjay:tera_tiny",
     "tera_base": "auricle.methods.mockingjay:tera_base",
     "audio_albert_base": "auricle.methods.mockingjay:audio_albert_base",
+    "cpc_tiny": "auricle.methods.cpc:cpc_tiny",
+    "cpc_base": "auricle.methods.cpc:cpc_base",
+    "cpc_paper": "auricle.methods.cpc:cpc_paper",
+    "audio_mae_tiny": "auricle.methods.audio_mae:audio_mae_tiny",
+    "audio_mae_small": "auricle.methods.audio_mae:audio_mae_small",
+    "audio_mae_base": "auricle.methods.audio_mae:audio_mae_base",
+    "audio_mae_large": "auricle.methods.audio_mae:audio_mae_large",
+    "audio_mae_base_global": "auricle.methods.audio_mae:audio_mae_base_global",
+    "audio_mae_released": "auricle.methods.audio_mae:audio_mae_released",
+    "mae_ast_tiny": "auricle.methods.mae_ast:mae_ast_tiny",
+    "mae_ast_patch_base": "auricle.methods.mae_ast:mae_ast_patch_base",
+    "mae_ast_frame_base": "auricle.methods.mae_ast:mae_ast_frame_base",
+    "mae_ast_patch_small": "auricle.methods.mae_ast:mae_ast_patch_small",
+    "mae_ast_frame_small": "auricle.methods.mae_ast:mae_ast_frame_small",
+    "apc_tiny": "auricle.methods.apc:apc_tiny",
+    "apc_base": "auricle.methods.apc:apc_base",
+    "apc_s3prl": "auricle.methods.apc:apc_s3prl",
+    "apc_mockingjay_paper": "auricle.methods.apc:apc_mockingjay_paper",
+    "trill_tiny": "auricle.methods.trill:trill_tiny",
+    "trill_base": "auricle.methods.trill:trill_base",
+    "trill_distilled_tiny": "auricle.methods.trill_distilled:trill_distilled_tiny",
+    "trill_distilled": "auricle.methods.trill_distilled:trill_distilled",
 }
 """Preset → the function that makes its run config."""
 

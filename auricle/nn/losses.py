@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
+
+_EXCLUDED = -1e9
+"""Logit of a candidate that is padding: its probability is exactly 0."""
 
 
 def reconstruction_loss(
@@ -19,3 +23,15 @@ def reconstruction_loss(
     weight = chosen.float()
     count = weight.sum() * (error.numel() // weight.numel())
     return (error * weight).sum() / count.clamp_min(1), count
+
+
+def info_nce(prediction: Tensor, wanted: Tensor, valid: Tensor) -> Tensor:
+    """Mean cross-entropy () of recognising each wanted token (B, M, P) among the valid (B, M) ones of its own clip.
+
+    Logits are plain products with `prediction` (B, M, P), in float32; 0 where nothing is valid.
+    """
+    with torch.autocast(prediction.device.type, enabled=False):
+        logits = prediction.float() @ wanted.float().transpose(1, 2)  # (B, M, M): prediction i, candidate j
+    own = logits.diagonal(dim1=1, dim2=2)
+    loss = logits.masked_fill(~valid[:, None], _EXCLUDED).logsumexp(2) - own
+    return loss.masked_fill(~valid, 0.0).sum() / valid.sum().clamp_min(1)

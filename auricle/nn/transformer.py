@@ -2,7 +2,8 @@
 
 There the frames of a batch are packed into (N, D), N being the sum of the clips' lengths, and each clip attends to
 itself alone; its scores then stay in cache. Other devices, and `torch.compile`, take the padded batch (B, T, D) and a
-bias on padded keys, so that the host need not know the lengths.
+bias on padded keys, so that the host need not know the lengths. A causal stack, whose frames see none that come after
+them, needs no such bias: padding comes last.
 """
 
 from __future__ import annotations
@@ -71,26 +72,27 @@ Mix = Callable[[Tensor, int, Dropout], Tensor]
 """Attention over the frames of each clip: packed projections (..., 3 D), heads and dropout to (..., D)."""
 
 
-def mix_padded(qkv: Tensor, heads: int, dropout: Dropout, bias: Tensor | None) -> Tensor:
+def mix_padded(qkv: Tensor, heads: int, dropout: Dropout, bias: Tensor | None, causal: bool = False) -> Tensor:
     """`Mix` of a padded batch: qkv (B, T, 3 D) and the padding's bias (B, 1, 1, T), or None, to (B, T, D)."""
-    q, k, v = qkv.view(*qkv.shape[:2], 3, heads, -1).permute(2, 0, 3, 1, 4)
-    return attention(q, k, v, bias, dropout).transpose(1, 2).flatten(2)
+    q, k, v = qkv.view(*qkv.shape[:2], 3, heads, qkv.shape[2] // (3 * heads)).permute(2, 0, 3, 1, 4)
+    return attention(q, k, v, bias, dropout, causal).transpose(1, 2).flatten(2)
 
 
-def mix_packed(qkv: Tensor, heads: int, dropout: Dropout, lengths: Sequence[int]) -> Tensor:
+def mix_packed(qkv: Tensor, heads: int, dropout: Dropout, lengths: Sequence[int], causal: bool = False) -> Tensor:
     """`Mix` of clips of these `lengths`, one behind the other: qkv (N, 3 D) to (N, D)."""
     mixed = []
-    for clip in torch.split(qkv.view(len(qkv), 3, heads, -1), list(lengths)):
+    for clip in torch.split(qkv.view(len(qkv), 3, heads, qkv.shape[1] // (3 * heads)), list(lengths)):
         together = max(1, CPU_SCORES // max(1, len(clip)) ** 2)  # heads
         parts = zip(*(part.split(together) for part in clip.permute(1, 2, 0, 3)), strict=True)
-        states = torch.cat([attention(q, k, v, None, dropout) for q, k, v in parts])  # (H, T, d)
+        states = torch.cat([attention(q, k, v, None, dropout, causal) for q, k, v in parts])  # (H, T, d)
         mixed.append(states.transpose(0, 1).flatten(1))
     return torch.cat(mixed)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: Dropout) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: Dropout, causal: bool = False) -> Tensor:
     """Scaled dot-product attention: q, k, v (..., H, T, d) and bias (B, 1, 1, T) or None to (..., H, T, d).
 
+    With `causal`, which takes no bias, each frame attends to itself and to those before it.
     On the CPU plain products where weights are dropped (the fused kernel has no dropout there) and in bfloat16 (whose
     matrix products beat the fused kernel, forward and backward: 2 to 3 times up to 800 frames, less at 1500);
     the fused kernel, whose memory is linear in T, everywhere else.
@@ -98,8 +100,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: Dro
     dropping = dropout.training and dropout.p > 0
     bias = None if bias is None else bias.to(q.dtype)
     if q.device.type == "cpu" and (dropping or q.dtype == torch.bfloat16):
+        if causal:
+            bias = q.new_full((q.shape[-2], q.shape[-2]), -torch.inf).triu_(1)
         return _plain_attention(q, k, v, bias, dropout)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout.p if dropping else 0.0)
+    p = dropout.p if dropping else 0.0
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=p, is_causal=causal)
 
 
 def _plain_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: Dropout) -> Tensor:
@@ -149,7 +154,9 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """A stack of `layers` blocks of width `dim`; with `shared` one block's weights serve them all (ALBERT).
 
-    `norm="post"` is the original arrangement; `"pre"` adds a final LayerNorm after the last block.
+    `norm="post"` is the original arrangement; `"pre"` adds a final LayerNorm after the last block. In a `causal` stack
+    no frame sees those that come after it. With `state_norms` every hidden state but the last is returned through a
+    LayerNorm of its own, which the next block does not see.
     """
 
     def __init__(
@@ -164,13 +171,17 @@ class Transformer(nn.Module):
         norm: Norm = "post",
         norm_eps: float = 1e-12,
         shared: bool = False,
+        causal: bool = False,
+        state_norms: bool = False,
     ) -> None:
         super().__init__()
         self.layers = layers
+        self.causal = causal
         self.blocks = nn.ModuleList(
             Block(dim, heads, ffn, dropout, attention_dropout, norm, norm_eps) for _ in range(1 if shared else layers)
         )
         self.final_norm = nn.LayerNorm(dim, eps=norm_eps) if norm == "pre" else nn.Identity()
+        self.state_norms = nn.ModuleList(nn.LayerNorm(dim, eps=norm_eps) for _ in range(layers if state_norms else 0))
         self.apply(init_weights)
 
     def forward(self, x: Tensor, lengths: Tensor | None, layers: Sequence[int] | None = None) -> list[Tensor]:
@@ -181,11 +192,11 @@ class Transformer(nn.Module):
         """
         layers = range(self.layers + 1) if layers is None else layers
         if x.device.type != "cpu" or torch.compiler.is_compiling():
-            bias = None if lengths is None else padding_bias(lengths, x.shape[1])
-            return self._run(x, layers, partial(mix_padded, bias=bias))
+            bias = None if lengths is None or self.causal else padding_bias(lengths, x.shape[1])
+            return self._run(x, layers, partial(mix_padded, bias=bias, causal=self.causal))
         sizes = [x.shape[1]] * len(x) if lengths is None else lengths.tolist()
         packed = torch.cat([clip[:size] for clip, size in zip(x, sizes, strict=True)])  # (N, D)
-        states = self._run(packed, layers, partial(mix_packed, lengths=sizes))
+        states = self._run(packed, layers, partial(mix_packed, lengths=sizes, causal=self.causal))
         return [x if state is packed else _unpack(state, sizes, x.shape[1]) for state in states]
 
     def _run(self, x: Tensor, layers: Sequence[int], mix: Mix) -> list[Tensor]:
@@ -196,6 +207,9 @@ class Transformer(nn.Module):
                 x = self.final_norm(x)
             if layer in layers:
                 states[layer] = x
+        for layer, norm in enumerate(self.state_norms):
+            if layer in layers:
+                states[layer] = norm(states[layer])
         return [states[layer] for layer in layers]
 
 

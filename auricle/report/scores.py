@@ -179,6 +179,9 @@ def sentences(board: Board) -> list[str]:
         twin = next((shown for shown, name in board.encoders.items() if name == TWIN + board.encoders[encoder]), None)
         if twin:
             told.append(_against(board, encoder, twin, "its own untrained network", ""))
+    if len(pretrained) == 2:
+        one, other = pretrained
+        told.append(_against(board, one, other, other, ""))
     return [sentence for sentence in [*told, best] if sentence]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +14,23 @@ from auricle.methods.base import TrainConfig
 from auricle.training.parallel import gathered
 
 
-def build_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
-    """Fused AdamW over the trainable weights; biases, norms and other 1-D weights do not decay."""
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+def build_optimizer(
+    model: nn.Module, train: TrainConfig, scales: Mapping[str, float] = MappingProxyType({})
+) -> torch.optim.AdamW:
+    """Fused AdamW over the trainable weights; biases, norms and other 1-D weights do not decay.
+
+    `scales` multiply the learning rate of the weights they name.
+    """
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, weight in model.named_parameters():  # names a shared weight once
         if weight.requires_grad:
-            groups[weight.ndim > 1 and not name.endswith("bias")].append(weight)
+            decays = weight.ndim > 1 and not name.endswith("bias")
+            groups.setdefault((not decays, scales.get(name, 1.0)), []).append(weight)
     return torch.optim.AdamW(
-        [{"params": group, "weight_decay": train.weight_decay * decays} for decays, group in groups.items() if group],
+        [
+            {"params": groups[key], "weight_decay": train.weight_decay * (not key[0]), "scale": key[1]}
+            for key in sorted(groups)
+        ],
         lr=train.lr,
         betas=train.betas,
         eps=train.eps,
@@ -64,7 +75,7 @@ def update(
     norm = gathered(get_total_norm(gradients)) / count
     gated = ~(norm.isfinite() & loss.isfinite())
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(step, train)
+        group["lr"] = learning_rate(step, train) * group["scale"]
     optimizer.grad_scale = (count * (norm / train.clip_norm).clamp(min=1)).float()  # type: ignore[attr-defined]
     optimizer.found_inf = gated.float()  # type: ignore[attr-defined]
     optimizer.step()
