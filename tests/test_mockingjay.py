@@ -234,6 +234,25 @@ def test_a_clip_too_short_to_mask_has_no_say():
     assert (step.loss, step.count) == (0, 0)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mockingjay_tiny", "apc_tiny"])
+def test_one_compiled_graph_serves_every_batch_and_equals_eager(name):
+    torch.manual_seed(0)
+    encoder = preset(name).build().encoder.eval()
+    last = [len(encoder.dims) - 1]
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(encoder.encode, dynamic=True, fullgraph=True)
+    for clips, frames in ((3, 90), (4, 75), (5, 60), (3, 90)):
+        x = torch.randn(clips, frames, encoder.features(torch.randn(1, 16_000), torch.tensor([16_000]))[0].shape[2])
+        lengths = torch.randint(frames // 2, frames + 1, (clips,))
+        lengths[0] = frames
+        found, wanted = (encode(x, lengths, layers=last).hidden_states[0] for encode in (compiled, encoder.encode))
+        for one, other, length in zip(found, wanted, lengths, strict=True):
+            torch.testing.assert_close(one[:length], other[:length], rtol=1e-4, atol=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
 def beats(count: int, seed: int) -> Batch:
     """One second each of five tones that swell five times a second, from a random phase on, in a little noise."""
     generator = torch.Generator().manual_seed(seed)

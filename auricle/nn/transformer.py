@@ -200,15 +200,16 @@ class Transformer(nn.Module):
         return [x if state is packed else _unpack(state, sizes, x.shape[1]) for state in states]
 
     def _run(self, x: Tensor, layers: Sequence[int], mix: Mix) -> list[Tensor]:
-        states = {0: x}
+        # Of all layers, those not asked for empty. (Numbers may be symbols to the compiler, which dicts and `in` mistake.)
+        asked = [any(layer == each for each in layers) for layer in range(self.layers + 1)]
+        states = [x]
         for layer in range(1, max(layers) + 1):
             x = self.blocks[(layer - 1) % len(self.blocks)](x, mix)
             if layer == self.layers:
                 x = self.final_norm(x)
-            if layer in layers:
-                states[layer] = x
+            states.append(x if asked[layer] else x[:0])
         for layer, norm in enumerate(self.state_norms):
-            if layer in layers:
+            if asked[layer]:
                 states[layer] = norm(states[layer])
         return [states[layer] for layer in layers]
 
