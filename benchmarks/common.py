@@ -62,8 +62,9 @@ def show_times(times: Times, unit: str = "ms", **columns: Mapping[str, str]) -> 
 
 
 def show_ratio(label: str, found: Mapping[str, float], target: str) -> None:
-    """One line: the ratio, its range over the rounds and what it should be."""
-    print(f"{label}: {found['median']:.2f} (from {found['min']:.2f} to {found['max']:.2f}); target {target}")
+    """One line: the ratio, its range over the rounds and, where there is a target, what it should be."""
+    print(f"{label}: {found['median']:.2f} (from {found['min']:.2f} to {found['max']:.2f})", end="")
+    print(f"; target {target}" if target else "")
 
 
 def machine(threads: int) -> dict[str, Any]:

@@ -1,258 +1,271 @@
-"""One optimizer step of Mockingjay BASE: auricle against transformers' Bert blocks trained as S3PRL trains them.
+"""One optimizer step of a method's base preset: auricle against plain PyTorch that does what the official code does.
 
-    python benchmarks/pretrain_step.py --clips 8 --rounds 5 --threads 2 [--bucketed] [--profile]
+    python benchmarks/pretrain_step.py METHOD --clips 8 --rounds 5 --threads 2 [--bucketed] [--memory] [--profile]
 
-Each step goes from waveforms to new weights: features, masks, forward, backward, clipping, AdamW; dropout 0.1.
-The rows take turns on the same clips; every round has other clips, their lengths log-normal between 2 and 15 s.
+METHOD is a file in `peers/`, which tells what each of its rows does. A step goes from waveforms to new weights:
+features, masks, forward, backward, clipping, the optimizer. The rows take turns on the same clips; every round has
+others, which are noise of the lengths that the method is trained on.
 
-    A  Bert blocks, eager attention, fp32, as S3PRL does it: features and masks a clip at a time, batches padded,
-       the head on all frames, a boolean masked_select in the loss, AdamW as PyTorch runs it by default on a CPU
-    B  the same with scaled_dot_product_attention, the head on the masked frames alone, and fused AdamW
+    A  plain eager fp32 PyTorch doing the official code's work
+    B  the same with scaled_dot_product_attention (where nothing attends, with what `peers/` says) and a fused optimizer
+    T  the same model in the transformers library, where it has one
     C  auricle's own training step in fp32
     D  the same in bf16, under autocast
+    E  A in bf16, under autocast
+    F  B in bf16, under autocast
 
-The step's operations are counted as the model needs them on true frames (padding is waste), three times the forward
-pass; they are set against the best rate that large matrix products of either precision reach on this machine.
+Memory is what a process of its own holds at most over two steps on the longest batch, beyond what it held before the
+model was made. The step's operations are counted as the model needs them on true frames (padding is waste), three
+times the forward pass; they are set against the best rate that large matrix products of the row's precision reach.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import math
+import resource
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
 from common import CLOCKS, machine, measure, ratio, show_ratio, show_times, write_json
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
-from torch.nn.utils.rnn import pad_sequence
 from torch.profiler import ProfilerActivity, profile
-from transformers import BertConfig, BertModel
 
 from auricle import methods
 from auricle.data.batching import Batch
-from auricle.features.spectrum import mel_filters
-from auricle.nn.positions import sinusoids
+from auricle.methods.base import RunConfig
 from auricle.training import optim
 
-RATE, HOP, MELS, DIM, LAYERS, HEADS, FFN = 16000, 160, 80, 768, 3, 12, 3072
-SHORTEST_S, LONGEST_S, MEDIAN_S, SIGMA = 2.0, 15.0, 6.0, 0.6
-A, B, C, D = "A  Bert eager fp32, as S3PRL", "B  Bert SDPA fp32, masked head", "C  auricle fp32", "D  auricle bf16"
+METHODS = sorted(file.stem for file in (Path(__file__).parent / "peers").glob("[a-z]*.py"))
+OURS = {"C": "auricle fp32", "D": "auricle bf16"}
+IN_BF16 = {"E": "A", "F": "B"}
+TARGETS = {"D over A": "3", "C over B": "1.2", "D over B": "", "C over T": "", "D over T": "", "D over E": "1.5, GPU"}
+"""Ratios that are shown, and what they should be."""
+RATE, MEDIAN_S, SIGMA = 16000, 6.0, 0.6
+
+Step = Callable[[Batch], Tensor]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=8, help="clips in a batch")
-    parser.add_argument("--rounds", type=int, default=5, help="each times every row once, on a batch of its own")
-    parser.add_argument("--bucketed", action="store_true", help="clips of like length together, as data paths do")
-    parser.add_argument("--seed", type=int, default=0, help="of lengths, audio and weights")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rows", default="ABCD", help="which of them to run")
-    parser.add_argument("--profile", action="store_true", help="show where the time of each row goes, then stop")
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu, with one thread, on a busy machine")
-    parser.add_argument("--json", type=Path, help="write the figures here too")
-    args = parser.parse_args()
+    args = parse()
     torch.set_num_threads(args.threads)
-
-    batches = draw_batches(args.clips, args.rounds, args.seed, args.bucketed)
+    peer = importlib.import_module(f"peers.{args.method}")
+    run, device = methods.preset(args.preset or peer.PRESET), torch.device(args.device)
+    batches = [
+        batch.to(device) for batch in draw_batches(peer.SECONDS, args.clips, args.rounds, args.seed, args.bucketed)
+    ]
+    if args.held:
+        longest = max(batches, key=lambda batch: batch.waveforms.shape[1])
+        print(held(args.held, peer, run, longest, args.seed))
+        return
+    names = {letter: f"{letter}  {name}" for letter, name in row_names(peer).items()}
+    chosen = args.rows or "".join(names).translate({ord(letter): None for letter in IN_BF16 if device.type == "cpu"})
+    memory = {names[letter]: memory_of(letter) for letter in chosen} if args.memory else {}
+    steps = {names[letter]: build(letter, peer, run, device, args.seed) for letter in chosen}
     current = batches[0]
-    steps = {
-        A: lambda: peer(args.seed, "eager", masked_head=False),
-        B: lambda: peer(args.seed, "sdpa", masked_head=True),
-        C: lambda: ours(args.seed, "fp32"),
-        D: lambda: ours(args.seed, "bf16"),
-    }
-    built = {name: build() for name, build in steps.items() if name[0] in args.rows}
 
     def choose(number: int) -> None:
         nonlocal current
         current = batches[number]
 
-    rows = {name: lambda step=step: step(current) for name, step in built.items()}
+    def timed(step: Step) -> None:
+        step(current)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    rows = {name: lambda step=step: timed(step) for name, step in steps.items()}
     if args.profile:
         for name, row in rows.items():
-            show_profile(name, row)
+            show_profile(name, row, device)
         return
-    times = measure(rows, args.rounds, choose, args.clock)
-    report(args, batches, times)
+    report(args, peer, run, batches, measure(rows, args.rounds, choose, args.clock), memory)
 
 
-def report(args: argparse.Namespace, batches: list[Batch], times: dict[str, np.ndarray]) -> None:
-    frames = [1 + batch.lengths.numpy() // HOP for batch in batches]
-    teraflops = np.array([operations(lengths) / 1e12 for lengths in frames])
-    padding = 1 - sum(lengths.sum() for lengths in frames) / sum(len(lengths) * lengths.max() for lengths in frames)
-    peaks = {"fp32": matrix_peak(torch.float32, args.clock), "bf16": matrix_peak(torch.bfloat16, args.clock)}
-    print(f"{args.rounds} batches of {args.clips} clips, seed {args.seed}, {'bucketed' if args.bucketed else 'random'}")
-    print(f"{np.mean(teraflops):.2f} Tflop and {np.mean([f.sum() for f in frames]):.0f} true frames a step on average")
-    print(f"padding {padding:.0%} of a batch; matrix peak: fp32 {peaks['fp32']:.2f}, bf16 {peaks['bf16']:.2f} Tflop/s")
-    rates = {name: float(np.median(teraflops / seconds)) for name, seconds in times.items()}
-    shares = {name: rate / peaks["bf16" if name == D else "fp32"] for name, rate in rates.items()}
-    show_times(
-        times,
-        "s",
-        Tflop_per_s={name: f"{rate:.3f}" for name, rate in rates.items()},
-        share_of_peak={name: f"{share:.0%}" for name, share in shares.items()},
-    )
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("method", choices=METHODS)
+    parser.add_argument("--preset", help="in place of the method's base preset, of the same kind")
+    parser.add_argument("--clips", type=int, default=8, help="clips in a batch")
+    parser.add_argument("--rounds", type=int, default=5, help="each times every row once, on a batch of its own")
+    parser.add_argument("--bucketed", action="store_true", help="clips of like length together, as data paths do")
+    parser.add_argument("--seed", type=int, default=0, help="of lengths, audio and weights")
+    parser.add_argument("--device", default="cpu", help="cpu, or a GPU as torch names it")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rows", help="which of them to run, e.g. AD; without E and F on a CPU unless named")
+    parser.add_argument("--memory", action="store_true", help="also the peak memory of each row, in its own process")
+    parser.add_argument("--profile", action="store_true", help="show where the time of each row goes, then stop")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu, with one thread, on a busy machine")
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--held", metavar="ROW", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def row_names(peer: ModuleType) -> dict[str, str]:
+    """What each row is, by its letter."""
+    return {**peer.ROWS, **OURS, **{letter: f"{plain} in bf16" for letter, plain in IN_BF16.items()}}
+
+
+def report(
+    args: argparse.Namespace,
+    peer: ModuleType,
+    run: RunConfig,
+    batches: list[Batch],
+    times: dict[str, np.ndarray],
+    memory: dict[str, float],
+) -> None:
+    device = torch.device(args.device)
+    samples = [batch.lengths.cpu().numpy() for batch in batches]
+    teraflops = np.array([peer.operations(run, lengths) / 1e12 for lengths in samples])
+    padding = 1 - sum(lengths.sum() for lengths in samples) / sum(len(lengths) * lengths.max() for lengths in samples)
+    peaks = {dtype: matrix_peak(dtype, device, args.clock) for dtype in (torch.float32, torch.bfloat16)}
+    audio_s = np.mean([lengths.sum() for lengths in samples]) / RATE
+    print(f"{run.preset}: {args.rounds} batches of {args.clips} clips, {audio_s:.0f} s, seed {args.seed}", end="")
+    print(f"{', bucketed' if args.bucketed else ''}; {padding:.0%} padding; {np.mean(teraflops):.3f} Tflop a step")
+    print("matrix peak, Tflop/s: " + ", ".join(f"{str(dtype)[6:]} {peak:.3g}" for dtype, peak in peaks.items()))
+    shares = {}
+    for name, seconds in times.items():
+        peak = peaks[torch.bfloat16 if name[0] in ("D", *IN_BF16) else torch.float32]
+        shares[name] = float(np.median(teraflops / seconds)) / peak
+    columns = {"share_of_peak": {name: f"{share:.0%}" for name, share in shares.items()}}
+    if memory:
+        columns["memory_MB"] = {name: f"{megabytes:.0f}" for name, megabytes in memory.items()}
+    show_times(times, "s", **columns)
     print()
     ratios = {}
-    for slow, fast, target in ((A, D, "4"), (B, D, "2"), (B, C, "1.2")):
-        if slow in times and fast in times:
-            ratios[f"{fast[0]} over {slow[0]}"] = found = ratio(times, slow, fast)
-            show_ratio(f"{fast[0]} over {slow[0]}", found, target)
-    settings = {name: getattr(args, name) for name in ("clips", "rounds", "seed", "bucketed", "clock")}
-    figures = {"padding": padding, "teraflops": teraflops, "peak_tflops": peaks, "times_s": times, "ratios": ratios}
+    by_letter = {name[0]: name for name in times}
+    for label, target in {**TARGETS, **getattr(peer, "TARGETS", {})}.items():
+        fast, slow = by_letter.get(label[0]), by_letter.get(label[-1])
+        if slow and fast:
+            ratios[label] = found = ratio(times, slow, fast)
+            show_ratio(label, found, target)
+    settings = {
+        name: getattr(args, name) for name in ("method", "clips", "rounds", "seed", "bucketed", "device", "clock")
+    }
+    figures = {"preset": run.preset, "padding": padding, "teraflops": teraflops, "times_s": times, "ratios": ratios}
+    figures |= {"share_of_peak": shares, "memory_mb": memory}
+    figures["peak_tflops"] = {str(dtype): peak for dtype, peak in peaks.items()}
     write_json(args.json, "pretrain_step", **machine(args.threads), **settings, **figures)
 
 
-def draw_batches(clips: int, count: int, seed: int, bucketed: bool) -> list[Batch]:
-    """Noise of log-normal lengths; bucketed, clips that stand side by side among forty times as many, sorted."""
+def draw_batches(seconds: tuple[float, float], clips: int, count: int, seed: int, bucketed: bool) -> list[Batch]:
+    """Noise of log-normal lengths within `seconds`; bucketed, clips side by side among forty times as many, sorted."""
     rng = np.random.default_rng(seed)
+    shortest, longest = seconds
     drawn = rng.lognormal(math.log(MEDIAN_S), SIGMA, 400 * clips * count)
-    seconds = drawn[(drawn >= SHORTEST_S) & (drawn <= LONGEST_S)][: 40 * clips * count].reshape(-1, clips)
+    drawn = drawn[(drawn >= shortest) & (drawn <= longest)] if shortest < longest else np.full(len(drawn), longest)
+    lengths_s = drawn[: 40 * clips * count].reshape(-1, clips)
     if bucketed:
-        seconds = np.sort(seconds, axis=None).reshape(-1, clips)
-        seconds = seconds[rng.permutation(len(seconds))]
+        lengths_s = np.sort(lengths_s, axis=None).reshape(-1, clips)
+        lengths_s = lengths_s[rng.permutation(len(lengths_s))]
     batches = []
-    for row in seconds[:count]:
+    for row in lengths_s[:count]:
         lengths = torch.from_numpy((row * RATE).astype(np.int64))
         waveforms = torch.zeros(clips, int(lengths.max()))
         for waveform, length in zip(waveforms, lengths, strict=True):
             waveform[:length] = torch.from_numpy(0.1 * rng.standard_normal(int(length), np.float32))
-        ids = [str(number) for number in range(clips)]
-        batches.append(Batch(waveforms, lengths, ids, torch.zeros(clips, dtype=torch.long)))
+        ids, starts = [str(number) for number in range(clips)], torch.zeros(clips, dtype=torch.long)
+        one_speaker = {"speaker": torch.zeros(clips, dtype=torch.long)}  # as in CPC_audio's batches
+        batches.append(Batch(waveforms, lengths, ids, starts, one_speaker))
     return batches
 
 
-def operations(frames: np.ndarray) -> float:
-    """Floating-point operations of a step on clips of these true frames (B,): three times the forward pass."""
-    per_frame = 2 * MELS * DIM + LAYERS * 2 * (4 * DIM * DIM + 2 * DIM * FFN)
-    attention = LAYERS * 4 * DIM * float(np.square(frames, dtype=np.float64).sum())
-    head = 0.15 * 2 * (DIM * DIM + DIM * MELS)
-    return 3 * (float(frames.sum()) * (per_frame + head) + attention)
+# -------------------------------------------------------------------------------------------------------------- steps
 
 
-def matrix_peak(dtype: torch.dtype, clock: str, size: int = 4096) -> float:
-    """Tflop/s of square matrix products, the best of several, by the faster of the libraries behind PyTorch.
-
-    `matmul` may call MKL; a convolution over single points is the same product and calls oneDNN.
-    """
-    a, b = torch.randn(2, size, size).to(dtype)
-    image, kernel = a.view(1, size, 1, size).permute(0, 3, 1, 2), b.view(size, size, 1, 1)
-    with torch.no_grad():
-        times = measure({"matmul": lambda: a @ b, "conv": lambda: F.conv2d(image, kernel)}, 5, clock=clock)
-    return 2 * size**3 / min(seconds.min() for seconds in times.values()) / 1e12
-
-
-def show_profile(name: str, row: Callable[[], object]) -> None:
-    row()
-    with profile(activities=[ProfilerActivity.CPU]) as prof:
-        row()
-    print(name)
-    print(prof.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=48))
-
-
-# ----------------------------------------------------------------------------------------------------------- auricle
-
-
-def ours(seed: int, precision: str) -> Callable[[Batch], Tensor]:
-    """The training loop's own step: one micro-batch, the update gated, clipped and fused."""
-    run = methods.preset("mockingjay_base")
+def build(row: str, peer: ModuleType, run: RunConfig, device: torch.device, seed: int) -> Step:
+    """The step of a row, given its letter: it takes a batch and returns the loss ()."""
     torch.manual_seed(seed)
-    method = run.build().train()
+    if row in OURS:
+        return ours(run, device, bf16=row == "D")
+    model = peer.build(IN_BF16.get(row, row), run).to(device).train()
+    optimizer = model.optimizer()
+
+    def step(batch: Batch) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=row in IN_BF16):
+            loss = model(batch)
+        loss.backward()
+        if model.clip_norm is not None:
+            clip_grad_norm_(model.parameters(), model.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return step
+
+
+def ours(run: RunConfig, device: torch.device, bf16: bool) -> Step:
+    """The training loop's own step: one micro-batch, the update gated, clipped and fused."""
+    method = run.build().to(device).train()
     optimizer = optim.build_optimizer(method, run.train)
 
     def step(batch: Batch) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             result = method(batch)
-        (result.loss * result.count).backward()
-        optim.update(optimizer, 1000, run.train, result.loss, result.count)
-        return result.loss
+        (result.loss.float() * result.count).backward()
+        optim.update(optimizer, 1, run.train, result.loss.detach(), result.count)
+        method.on_optimizer_step(1)
+        return result.loss.detach()
 
     return step
 
 
-# -------------------------------------------------------------------------------------------------------------- peer
+# ------------------------------------------------------------------------------------------------------- measurements
 
 
-class BertMockingjay(nn.Module):
-    """S3PRL's Mockingjay around transformers' Bert blocks."""
+def matrix_peak(dtype: torch.dtype, device: torch.device, clock: str) -> float:
+    """Tflop/s of square matrix products, the best of several, by the faster of the libraries behind PyTorch.
 
-    def __init__(self, attention: str, masked_head: bool) -> None:
-        super().__init__()
-        config = BertConfig(
-            hidden_size=DIM,
-            num_hidden_layers=LAYERS,
-            num_attention_heads=HEADS,
-            intermediate_size=FFN,
-            hidden_dropout_prob=0.1,
-            attention_probs_dropout_prob=0.1,
-            layer_norm_eps=1e-12,
-            attn_implementation=attention,
-        )
-        self.masked_head = masked_head
-        self.project = nn.Linear(MELS, DIM)
-        self.norm, self.dropout = nn.LayerNorm(DIM, eps=1e-12), nn.Dropout(0.1)
-        self.encoder = BertModel(config, add_pooling_layer=False).encoder
-        self.head = nn.Sequential(nn.Linear(DIM, DIM), nn.GELU(), nn.LayerNorm(DIM, eps=1e-12), nn.Linear(DIM, MELS))
-        self.register_buffer("positions", sinusoids(int(LONGEST_S * RATE / HOP) + 1, DIM))
-        self.register_buffer("window", torch.hann_window(400))
-        self.register_buffer("filters", mel_filters("htk", RATE, 400, MELS, 0.0, RATE / 2).float())
+    On a CPU `matmul` may call MKL; a convolution over single points is the same product and calls oneDNN.
+    """
+    size = 2048 if device.type == "cpu" else 8192
+    a, b = torch.randn(2, size, size, device=device).to(dtype)
+    image, kernel = a.view(1, size, 1, size).permute(0, 3, 1, 2), b.view(size, size, 1, 1)
+    rows: dict[str, Callable[[], Tensor]] = {"matmul": lambda: a @ b, "conv": lambda: F.conv2d(image, kernel)}
 
-    def forward(self, batch: Batch) -> Tensor:
-        """The loss of a batch."""
-        clips = zip(batch.waveforms, batch.lengths.tolist(), strict=True)
-        features = [self.features(waveform[:length]) for waveform, length in clips]
-        target = pad_sequence(features, batch_first=True)
-        masked, selected = self.mask(target, [len(clip) for clip in features])
-        lengths = torch.tensor([len(clip) for clip in features])
-        padded = torch.arange(target.shape[1]) >= lengths[:, None]
-        bias = (padded * -10000.0)[:, None, None, :]
-        hidden = self.dropout(self.norm(self.project(masked) + self.positions[: target.shape[1]]))
-        hidden = self.encoder(hidden, attention_mask=bias).last_hidden_state
-        if self.masked_head:
-            return F.l1_loss(self.head(hidden[selected[:, :, 0]]), target[selected[:, :, 0]])
-        return F.l1_loss(self.head(hidden).masked_select(selected), target.masked_select(selected))
+    def timed(product: Callable[[], Tensor]) -> None:
+        product()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
 
-    def features(self, waveform: Tensor) -> Tensor:
-        """One clip (S,) at -25 dB to normalised log-mel energies (T, F)."""
-        waveform = waveform * (10 ** (-25 / 20) / waveform.square().mean().sqrt())
-        spectrum = torch.stft(waveform, 400, HOP, window=self.window, return_complex=True).abs().square()
-        x = (spectrum.T @ self.filters + 1e-10).log()
-        return (x - x.mean(0)) / (x.std(0) + 1e-10)
-
-    def mask(self, target: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
-        """Masked copy of the features (B, T, F) and which values were selected, drawn a clip at a time."""
-        masked, selected = target.clone(), torch.zeros_like(target, dtype=torch.bool)
-        for number, length in enumerate(lengths):
-            starts = torch.randperm(length - 7)[: round(length * 0.15 / 7)]
-            chosen = (starts[:, None] + torch.arange(7)).flatten()
-            dice = float(torch.rand(()))
-            if dice < 0.8:
-                masked[number, chosen] = 0
-            elif dice < 0.9:
-                starts = torch.randperm(length - 7)[: len(starts)]
-                masked[number, chosen] = target[number, (starts[:, None] + torch.arange(7)).flatten()]
-            selected[number, chosen] = True
-        return masked, selected
+    with torch.no_grad():
+        times = measure({name: lambda row=row: timed(row) for name, row in rows.items()}, 5, clock=clock)
+    return 2 * size**3 / min(seconds.min() for seconds in times.values()) / 1e12
 
 
-def peer(seed: int, attention: str, masked_head: bool) -> Callable[[Batch], Tensor]:
-    torch.manual_seed(seed)
-    model = BertMockingjay(attention, masked_head).train()
-    optimizer = torch.optim.AdamW(model.parameters(), 2e-4, fused=masked_head or None)
+def memory_of(row: str) -> float:
+    """Megabytes that a process of its own, started with our own arguments, holds for a row."""
+    child = subprocess.run([sys.executable, *sys.argv, "--held", row], check=True, capture_output=True, text=True)
+    return float(child.stdout.splitlines()[-1])
 
-    def step(batch: Batch) -> Tensor:
-        loss = model(batch)
-        loss.backward()
-        clip_grad_norm_(model.parameters(), 5.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss
 
-    return step
+def held(row: str, peer: ModuleType, run: RunConfig, batch: Batch, seed: int) -> float:
+    """Most megabytes held over two steps, weights and optimizer included; call it in a fresh process."""
+    device = batch.waveforms.device
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    step = build(row, peer, run, device, seed)
+    for _ in range(2):
+        step(batch)
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3 - before
+
+
+def show_profile(name: str, row: Callable[[], object], device: torch.device) -> None:
+    row()
+    kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+    with profile(activities=kinds) as prof:
+        row()
+    print(name)
+    by = f"self_{device.type}_time_total"
+    print(prof.key_averages().table(sort_by=by, row_limit=25, max_name_column_width=48))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,14 @@ from auricle.methods import preset, run_from_yaml
 from auricle.methods.audio_mae import AudioMae, AudioMaeRun
 from auricle.nn.patches import Tokens, patchify
 
-NAMES = ("audio_mae_tiny", "audio_mae_small", "audio_mae_base", "audio_mae_large", "audio_mae_base_global")
+NAMES = (
+    "audio_mae_tiny",
+    "audio_mae_small",
+    "audio_mae_base",
+    "audio_mae_large",
+    "audio_mae_base_global",
+    "audio_mae_released",
+)
 ENCODER = {"dim": 32, "heads": 4, "ffn": 64, "layers": 2, "front_end": {"n_mels": 64}}
 DECODER = {"decoder_dim": 16, "decoder_layers": 2, "decoder_heads": 4}
 
@@ -383,6 +390,24 @@ def test_bfloat16_follows_float32():
             step = model(batch)
         assert step.loss.dtype == torch.float32
         assert step.loss.item() == pytest.approx(exact.item(), rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["local", "global"])
+def test_compiled_once_for_all_shapes_it_equals_eager(name):
+    torch.manual_seed(0)
+    model, compiled = CASES[name].build().eval(), CASES[name].build().eval()
+    compiled.load_state_dict(model.state_dict())
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled.compile_networks()
+    for clips in ((1.0, 2.3, 1.7), (2.0, 0.9, 1.1, 1.4)):
+        losses = []
+        for each in (model, compiled):
+            torch.manual_seed(1)
+            losses.append(each(batch_of(*clips)).loss)
+        torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=0)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # encoder and decoder
 
 
 @pytest.mark.parametrize("run", CASES.values(), ids=CASES)

@@ -29,7 +29,7 @@ from auricle.training.loop import pretrain, resume
 
 RATE = 16000
 SMALL = {"width": 8, "blocks": (1, 1, 1, 1), "embedding": 24}
-STUDENT = {"network": "mobilenet", "alpha": 0.25, "embedding": 16}
+STUDENT = {"network": "mobilenet", "alpha": 0.25, "embedding": 16, "patch_hop": 17}
 
 
 def small(**encoder: object) -> TrillConfig:
@@ -107,8 +107,8 @@ def test_times_are_those_of_the_patches():
 def test_sizes_are_the_published_ones():
     """98.1 MB of float32 for TRILL; ResNet-50 has 23,508,032 weights in its trunk, its stem reads three channels."""
     network = preset("trill_base").build().encoder
-    assert network.dims == (6 * 4 * 512, 512)
-    assert dict(network.outputs) == {"layer19": 0, "embedding": 1}
+    assert network.dims == (4 * 64, 4 * 256, 4 * 512, 4 * 1024, 6 * 4 * 512, 512)
+    assert dict(network.outputs) == {"layer19": 4, "embedding": 5}
     trunk = sum(p.numel() for p in network.network.parameters())
     assert trunk == 23_508_032 - 2 * 64 * 7 * 7
     assert 4 * sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(98.1, abs=0.15)
@@ -154,9 +154,10 @@ def test_resnetish_is_transformers_resnet_without_the_stems_stride(monkeypatch):
     with torch.no_grad():
         found = ours(x)
         wanted = theirs(x).last_hidden_state
-    torch.testing.assert_close(found[1], wanted, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(found[0], inner[0], rtol=1e-4, atol=1e-4)
-    assert found[0].shape == (2, 128, 6, 4)
+    torch.testing.assert_close(found[0][-1], wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[1], inner[0], rtol=1e-4, atol=1e-4)
+    assert found[1].shape == (2, 128, 6, 4)
+    assert [stage.shape[1] for stage in found[0]] == ours.channels == [16, 64, 128, 256, 512]
 
 
 @pytest.mark.parametrize("config", [small(), TrillConfig(**STUDENT)], ids=["resnetish", "mobilenet"])
@@ -200,11 +201,24 @@ def test_a_patch_depends_on_no_other_in_training_either():
     lengths = torch.full((4,), 16000)
     with torch.no_grad():
         torch.testing.assert_close(
-            encoder(waveforms, lengths).hidden_states[1][:1],
-            encoder(waveforms[:1], lengths[:1]).hidden_states[1],
+            encoder(waveforms, lengths).hidden_states[-1][:1],
+            encoder(waveforms[:1], lengths[:1]).hidden_states[-1],
             atol=1e-5,
             rtol=1e-4,
         )
+
+
+def test_early_layers_are_means_over_time_in_four_bands():
+    torch.manual_seed(0)
+    encoder = Trill(small()).eval()
+    waveforms, lengths = torch.randn(1, 16000), torch.tensor([16000])
+    with torch.no_grad():
+        states = encoder(waveforms, lengths).hidden_states
+        stages, inner = encoder.network(encoder.features(waveforms, lengths)[0][:, None, :96])
+    for stage, state in zip(stages, states[:4], strict=False):  # (1, C, T, F)
+        bands = stage[0].unflatten(2, (4, -1)).mean((1, 3))  # (C, 4)
+        torch.testing.assert_close(state[0, 0], bands.T.flatten(), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(states[4][0, 0], inner[0].permute(1, 2, 0).flatten(), atol=1e-4, rtol=1e-4)
 
 
 def test_outputs_have_names_everywhere(tmp_path, capsys):
@@ -348,7 +362,7 @@ def test_collapse_shows_and_alarms():
     assert found.values["accuracy"] == 0.5
     assert (found.values["fallback"], found.values["active"]) == (1, 1)
     assert found.values["embedding_std"] == pytest.approx(0, abs=1e-7)
-    assert {"trivial", "collapse of layer 1"} <= set(alarms)
+    assert {"trivial", "collapse of layer 5"} <= set(alarms)
 
 
 def test_gradients_reach_every_parameter():
@@ -444,7 +458,8 @@ def test_one_process_gathers_itself():
 
 
 def student_run(**changes: object) -> TrillDistilledRun:
-    run = edit(preset("trill_distilled_tiny"), encoder=STUDENT, objective={"teacher_encoder": SMALL})
+    teacher = SMALL | {"patch_hop": 17}
+    run = edit(preset("trill_distilled_tiny"), encoder=STUDENT, objective={"teacher_encoder": teacher})
     return edit(run, **changes)  # type: ignore[return-value]
 
 
@@ -476,7 +491,7 @@ def test_students_regress_to_layer19(teacher):
     wanted, guess = torch.cat(wanted).double(), torch.cat(guess).double()
     assert held_out.count == len(wanted) == 1 + 5 + 1
     assert float(held_out.loss) == pytest.approx(float((guess - wanted).square().mean()), rel=1e-4)
-    assert float(step.loss) == pytest.approx(float(held_out.loss), rel=1e-4)
+    assert step.loss.item() == pytest.approx(held_out.loss.item(), rel=1e-4)
     assert float(held_out.metrics["trivial"]) == pytest.approx(float(wanted.var(0, correction=0).mean()), rel=1e-4)
     pictures = model.visualize(batch)
     assert pictures["teacher"].shape == pictures["student"].shape == (6, 4 * 64)

@@ -9,7 +9,8 @@ convolution before its ReLU. Where exactly that lies in the block, the normalisa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import ClassVar, Literal, Self
 
@@ -23,8 +24,10 @@ from auricle.encoders.base import Encoder, Frames, Stretch
 from auricle.features.frontend import FrontEnd, FrontEndConfig
 from auricle.nn.linear import Linear
 from auricle.nn.mobilenet import MobileNet
-from auricle.nn.resnet import STRIDE, Resnetish
+from auricle.nn.resnet import EXPANSION, STRIDE, Resnetish
 
+BANDS = 4
+"""Of the early layers, in frequency: as many as `layer19` tells apart."""
 _PATCHES_AT_ONCE = 64
 """Patches that go through the network together in evaluation mode; bounds memory."""
 
@@ -82,7 +85,11 @@ class TrillConfig(Config):
 
 
 class Trill(Encoder):
-    """A frame for each patch: its log-mel picture through a network that knows nothing of the other patches."""
+    """A frame for each patch: its log-mel picture through a network that knows nothing of the other patches.
+
+    Layer 0 is the stem's output and layers 1 to 3 those of the first stages, averaged over the patch's time and within
+    four bands (ours, for probes); then come `layer19` and `embedding`. `mobilenet` has `embedding` alone.
+    """
 
     family: ClassVar[str] = "trill"
     config: TrillConfig
@@ -97,14 +104,20 @@ class Trill(Encoder):
         self.network: Resnetish | MobileNet
         if config.network == "resnetish":
             self.network = Resnetish(config.width, config.blocks)
+            *early, last = self.network.channels
             cells = -(-config.patch_frames // STRIDE) * -(-self.front_end.dim // STRIDE)
-            self.dims: tuple[int, ...] = (cells * self.network.inner_channels, config.embedding)
-            self.outputs = MappingProxyType({"layer19": 0, "embedding": 1})
+            self.dims: tuple[int, ...] = (
+                *(BANDS * channels for channels in early),
+                cells * last // EXPANSION,
+                config.embedding,
+            )
+            self.outputs = MappingProxyType({"layer19": len(early), "embedding": len(early) + 1})
         else:
             self.network = MobileNet(config.alpha)
+            last = self.network.channels
             self.dims = (config.embedding,)
             self.outputs = MappingProxyType({"embedding": 0})
-        self.project = Linear(self.network.channels, config.embedding)
+        self.project = Linear(last, config.embedding)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # several times faster
 
     def features(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,13 +167,26 @@ class Trill(Encoder):
     def _embed(self, patches: Tensor, layers: Sequence[int]) -> list[Tensor]:
         """The outputs `layers` of patches (N, patch_frames, F), each (N, D); in evaluation mode in bounded groups."""
         groups = [patches] if self.training else torch.split(patches, _PATCHES_AT_ONCE)
-        states = [self._outputs(group[:, None]) for group in groups]
-        return [torch.cat([state[layer] for state in states]) for layer in layers]
+        states = [self._outputs(group[:, None], layers) for group in groups]
+        return [torch.cat(parts) for parts in zip(*states, strict=True)]
 
-    def _outputs(self, x: Tensor) -> list[Tensor]:
-        """Outputs of patches (N, 1, patch_frames, F), each (N, D)."""
+    def _outputs(self, x: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """The outputs `layers` of patches (N, 1, patch_frames, F), each (N, D)."""
         x = x.contiguous(memory_format=torch.channels_last)
         if isinstance(self.network, MobileNet):
-            return [self.project(self.network(x).mean((2, 3)))]
-        inner, last = self.network(x)
-        return [inner.permute(0, 2, 3, 1).flatten(1), self.project(last.mean((2, 3)))]
+            embedding = self.project(self.network(x).mean((2, 3)))
+            return [embedding for _ in layers]
+        stages, inner = self.network(x)
+        makers: list[Callable[[], Tensor]] = [partial(_in_bands, stage) for stage in stages[:-1]]
+        makers += [partial(_flat, inner), lambda: self.project(stages[-1].mean((2, 3)))]
+        return [makers[layer]() for layer in layers]
+
+
+def _in_bands(x: Tensor) -> Tensor:
+    """Channels (N, C, H, W) averaged over time and within `BANDS` bands: (N, BANDS C)."""
+    return _flat(F.adaptive_avg_pool2d(x, (1, BANDS)))
+
+
+def _flat(x: Tensor) -> Tensor:
+    """(N, C, H, W) to (N, H W C): time, frequency, channel."""
+    return x.permute(0, 2, 3, 1).flatten(1)

@@ -22,14 +22,12 @@ from auricle.nn.losses import reconstruction_loss
 from auricle.nn.patches import (
     Tokens,
     gather_tokens,
-    hidden_bound,
     normalize_patches,
     patchify,
-    random_tokens,
     scatter_tokens,
-    select,
+    split_grid,
+    split_tokens,
     unpatchify,
-    visible_bound,
 )
 from auricle.nn.positions import GridPositions
 from auricle.nn.swin import LocalTransformer
@@ -124,6 +122,11 @@ class AudioMae(Method):
         trivial, _ = reconstruction_loss(torch.zeros_like(wanted), wanted, scored, "mse")
         return Step(loss, count, {"trivial": trivial})
 
+    def compile_networks(self) -> None:
+        """Both Transformers, which see a batch's tokens and not its spectrograms."""
+        self.encoder.transformer.compile(dynamic=True)
+        self.decoder.compile(dynamic=True)
+
     @torch.no_grad()
     def visualize(self, batch: Batch) -> dict[str, Tensor]:
         """`target`, `masked` and `reconstruction` of the first clip, each (T, F).
@@ -170,25 +173,13 @@ class AudioMae(Method):
 
     def _draw(self, steps: Tensor, x: Tensor) -> tuple[Tokens, Tokens]:
         """The visible and the hidden patches of features x (B, T, F), of which attention sees `steps` (B,)."""
-        config, bands = self.config, self.encoder.config.bands
-        longest = x.shape[1] // self.encoder.config.patch_frames
-        total = longest * bands
+        config, encoder = self.config, self.encoder.config
+        longest = x.shape[1] // encoder.patch_frames
         if config.masking == "random":
-            seen = random_tokens(steps * bands, total, config.mask_ratio)
-            bounds = visible_bound(total, config.mask_ratio), hidden_bound(total, config.mask_ratio)
-        else:
-            in_time = config.time_ratio if "time" in config.masking else 0.0
-            in_frequency = config.frequency_ratio if "frequency" in config.masking else 0.0
-            kept_steps = random_tokens(steps, longest, in_time)
-            kept_bands = random_tokens(torch.full_like(steps, bands), bands, in_frequency)
-            seen = (kept_steps[:, :, None] & kept_bands[:, None]).flatten(1)
-            height = visible_bound(bands, in_frequency)
-            bounds = (
-                visible_bound(longest, in_time) * height,
-                total - (longest - hidden_bound(longest, in_time)) * height,
-            )
-        true = torch.arange(total, device=x.device) < (steps * bands)[:, None]
-        return select(seen, bounds[0]), select(true & ~seen, bounds[1])
+            return split_tokens(steps * encoder.bands, longest * encoder.bands, config.mask_ratio)
+        in_time = config.time_ratio if "time" in config.masking else 0.0
+        in_frequency = config.frequency_ratio if "frequency" in config.masking else 0.0
+        return split_grid(steps, longest, encoder.bands, in_time, in_frequency)
 
     def _decode(self, x: Tensor, lengths: Tensor, visible: Tokens) -> Tensor:
         """The decoder's states (B, N, D) of all patches of features x (B, T, F) whose `visible` ones are encoded."""
@@ -304,7 +295,7 @@ def audio_mae_tiny() -> AudioMaeRun:
         },
         data={"batch_seconds": 16.0},
         train={
-            "steps": 5000,
+            "steps": 4200,
             "lr": 1e-3,
             "clip_norm": 1.0,
             "accumulate": 1,

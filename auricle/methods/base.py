@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
+import torch
 import tyro
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -51,6 +52,13 @@ class Method(nn.Module):
 
     def on_optimizer_step(self, step: int) -> None:
         """Called after each optimizer step (teachers follow here); `step` counts from 1."""
+
+    def compile_networks(self) -> None:
+        """Put under `torch.compile` what takes the time: the encoder, unless a method says more.
+
+        Batches differ in shape, and exact resume wants one graph for them all: `dynamic=True`.
+        """
+        self.encoder.encode = torch.compile(self.encoder.encode, dynamic=True)  # type: ignore[method-assign]
 
     def visualize(self, batch: Batch) -> dict[str, Tensor]:
         """Pictures of the batch's first clip, each (T, F) with low frequencies first, on the CPU; may be empty."""

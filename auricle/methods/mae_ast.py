@@ -33,7 +33,7 @@ from auricle.nn.patches import (
     visible_bound,
 )
 from auricle.nn.positions import SinusoidalPositions
-from auricle.nn.transformer import Dropout, Transformer
+from auricle.nn.transformer import Dropout, Transformer, init_weights
 
 
 class MaeAstConfig(Config):
@@ -106,10 +106,9 @@ class MaeAst(Method):
             norm=encoder.norm,
             norm_eps=encoder.norm_eps,
         )
-        self.rebuild = Linear(encoder.dim, self.encoder.token_dim)
-        self.recognise = Linear(encoder.dim, self.encoder.token_dim)
-        for part in (self.decoder, self.rebuild, self.recognise):
-            part.apply(init_vit)
+        self.decoder.apply(init_vit)
+        self.rebuild = Linear(encoder.dim, self.encoder.token_dim).apply(init_weights)
+        self.recognise = Linear(encoder.dim, self.encoder.token_dim).apply(init_weights)
 
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Measure mean and variance of the filter bank."""
@@ -233,7 +232,7 @@ def mae_ast_tiny() -> MaeAstRun:
     """
     encoder = {"dim": 256, "layers": 3, "heads": 4, "ffn": 1024, "norm": "pre", "chunk_frames": 250}
     objective = {"decoder_layers": 1, "temperature": 16.0, "crop_s": 5.0, "min_s": 0.25, "fit_batches": 20}
-    train = {"steps": 5000, "lr": 1e-3, "warmup": 0.07, "clip_norm": 1.0, "valid_every": 500}
+    train = {"steps": 5000, "lr": 3e-4, "warmup": 0.07, "clip_norm": 1.0, "valid_every": 500}
     return edit(
         mae_ast_frame_base(),
         preset="mae_ast_tiny",

@@ -145,12 +145,16 @@ def trill_base() -> TrillRun:
 
 
 def trill_tiny() -> TrillRun:
-    """A quarter as wide with one block a stage, for two CPU cores: minutes of training on an hour of recordings."""
+    """A quarter as wide with one block a stage, for two CPU cores: minutes of training on an hour of recordings.
+
+    Windows out of 3 s, since many recordings are short; patches every 0.48 s. At 1e-3 it learns as fast, but loses more
+    of what serves sounds that it has never heard.
+    """
     return edit(
         trill_base(),
         preset="trill_tiny",
-        encoder={"width": 16, "blocks": (1, 1, 1, 1)},
+        encoder={"width": 16, "blocks": (1, 1, 1, 1), "patch_hop": 48},
         objective={"tau_s": 3.0, "min_s": 1.25},
-        data={"batch_seconds": 192.0},
-        train={"steps": 1000, "lr": 1e-3, "valid_every": 250, "checkpoint_every": 500},
+        data={"batch_seconds": 96.0},
+        train={"steps": 300, "lr": 3e-4, "valid_every": 100, "checkpoint_every": 100},
     )

@@ -131,7 +131,7 @@ def trill_distilled_tiny() -> TrillDistilledRun:
     return edit(
         trill_distilled(),
         preset="trill_distilled_tiny",
-        encoder={"alpha": 0.5, "embedding": 256},
+        encoder={"alpha": 0.5, "embedding": 256, "patch_hop": 48},
         objective={"teacher_encoder": trill_tiny().encoder.model_dump()},
         data={"batch_seconds": 32.0},
         train={"steps": 2000, "valid_every": 500, "checkpoint_every": 1000},

@@ -92,6 +92,30 @@ def select(chosen: Tensor, bound: int) -> Tokens:
     return Tokens(index, chosen.sum(1))
 
 
+def split_tokens(counts: Tensor, total: int, ratio: float) -> tuple[Tokens, Tokens]:
+    """The visible and the hidden ones of each clip's first `counts` (B,) of `total` tokens, see `random_tokens`."""
+    seen = random_tokens(counts, total, ratio)
+    return _split(seen, counts, visible_bound(total, ratio), hidden_bound(total, ratio))
+
+
+def split_grid(steps: Tensor, longest: int, bands: int, in_time: float, in_frequency: float) -> tuple[Tokens, Tokens]:
+    """The same where shares of all steps and of all bands are hidden: of clips of `steps` (B,), `longest` at most.
+
+    Visible are the crossings of the steps and the bands that are kept.
+    """
+    kept_steps = random_tokens(steps, longest, in_time)
+    kept_bands = random_tokens(torch.full_like(steps, bands), bands, in_frequency)
+    height = visible_bound(bands, in_frequency)
+    hidden = longest * bands - (longest - hidden_bound(longest, in_time)) * height
+    seen = (kept_steps[:, :, None] & kept_bands[:, None]).flatten(1)
+    return _split(seen, steps * bands, visible_bound(longest, in_time) * height, hidden)
+
+
+def _split(seen: Tensor, counts: Tensor, visible: int, hidden: int) -> tuple[Tokens, Tokens]:
+    true = torch.arange(seen.shape[1], device=seen.device) < counts[:, None]
+    return select(seen, visible), select(true & ~seen, hidden)
+
+
 def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
     """Rows (B, V, D) of x (B, N, D), or of one table (N, D) for all clips, at index (B, V)."""
     return x[index] if x.ndim == 2 else x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -56,29 +57,34 @@ class Resnetish(nn.Module):
     """ResNet-50 (He et al. 2016) of one input channel and a stem of stride 1, as Hershey et al. 2017 change it.
 
     `blocks` are the bottlenecks of each stage, (3, 4, 6, 3) there, whose 3 x 3 convolutions have `width`, 2 `width`,
-    4 `width`, ... channels. Normalised in groups, where theirs is over the batch: ours.
+    4 `width`, ... channels; `channels` are those of the stem's and the stages' outputs. Normalised in groups, where
+    theirs is over the batch: ours.
     """
 
     def __init__(self, width: int, blocks: Sequence[int]) -> None:
         super().__init__()
         self.stem, self.stem_norm = conv(1, width, 7), group_norm(width)
         self.blocks = nn.ModuleList()
-        channels = width
+        self.channels = [width]
         for stage, count in enumerate(blocks):
             for index in range(count):
                 stride = 2 if stage and not index else 1
-                self.blocks.append(Bottleneck(channels, width << stage, stride))
-                channels = EXPANSION * (width << stage)
-        self.inner_channels, self.channels = channels // EXPANSION, channels
+                inputs = EXPANSION * (width << stage) if index else self.channels[-1]
+                self.blocks.append(Bottleneck(inputs, width << stage, stride))
+            self.channels.append(EXPANSION * (width << stage))
+        self.ends = list(accumulate(blocks))
         self.apply(init_convolutions)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Patches (N, 1, T, F) to the last 3 x 3 convolution's output before its ReLU, and the last block's.
+    def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Patches (N, 1, T, F) to the outputs of the stem and of each stage, and the last 3 x 3 convolution's.
 
-        (N, inner_channels, ⌈T / 16⌉, ⌈F / 16⌉) and (N, channels, ⌈T / 16⌉, ⌈F / 16⌉), for four stages.
+        Stem and first stage have (N, C, ⌈T / 2⌉, ⌈F / 2⌉), each later stage half of that in both. The convolution's
+        output, before its ReLU, has a quarter of the last stage's channels.
         """
         x = F.max_pool2d(F.relu(self.stem_norm(self.stem(x))), 3, 2, 1)
-        inner = x
-        for block in self.blocks:
+        stages, inner = [x], x
+        for number, block in enumerate(self.blocks, 1):
             inner, x = block(x)
-        return inner, x
+            if number in self.ends:
+                stages.append(x)
+        return stages, inner

@@ -135,7 +135,7 @@ def window_mask(steps: Tensor, length: int, window: tuple[int, int], shifted: bo
     if not shifted:
         return mask
     start = time < half  # wrapped round into the last window
-    return mask + (start[:, None, :, None] != start[:, None, None]) * _WRAPPED
+    return mask + (start[:, None, :, None] ^ start[:, None, None]) * _WRAPPED
 
 
 def _displacements(window: tuple[int, int]) -> tuple[Tensor, Tensor]:

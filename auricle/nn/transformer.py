@@ -200,7 +200,7 @@ class Transformer(nn.Module):
         return [x if state is packed else _unpack(state, sizes, x.shape[1]) for state in states]
 
     def _run(self, x: Tensor, layers: Sequence[int], mix: Mix) -> list[Tensor]:
-        # Of all layers, those not asked for empty. (Numbers may be symbols to the compiler, which dicts and `in` mistake.)
+        # Layers not asked for are left empty. (To the compiler numbers may be symbols, which `in` and dicts mistake.)
         asked = [any(layer == each for each in layers) for layer in range(self.layers + 1)]
         states = [x]
         for layer in range(1, max(layers) + 1):

@@ -132,8 +132,7 @@ class _Loop:
             self._load(newest)
 
         if run.train.compile:
-            encoder = self.method.encoder
-            encoder.encode = torch.compile(encoder.encode, dynamic=True)  # type: ignore[method-assign]
+            self.method.compile_networks()
         self.log = RunLog(output, self.step if newest else -1) if processes.main else None
         if self.log:
             too_short = len(manifest) - len(long_enough(manifest, self.method.needs))
