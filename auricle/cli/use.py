@@ -1,0 +1,190 @@
+"""Verbs that use encoders: embed, evaluate, predict, and report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from auricle.cli.options import Args, device, layers, parse
+
+Level = Literal["clip", "frames"]
+
+
+@dataclasses.dataclass
+class Embed:
+    """Embeddings of recordings, as Parquet shards. A second start does only what is missing."""
+
+    encoder: Annotated[str, tyro.conf.Positional]
+    """A run folder, fbank, s3prl:FILE, module:attribute or another form (auricle list encoders)."""
+    data: tuple[Path, ...]
+    """Folders of audio, and manifests."""
+    output: Path
+    """Folder to write."""
+    level: Level = "clip"
+    """One vector a clip, or its sequence of frames."""
+    layers: str = "last"
+    """last, all, mean, a named output such as layer19, or numbers such as 3,5 (0 is what enters the first block)."""
+    pool: Literal["mean", "meanstd"] = "mean"
+    """How frames become a clip's vector."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Stored precision."""
+    precision: Literal["auto", "bf16", "fp32"] = "fp32"
+    """Precision of the network."""
+    batch_seconds: float = 120.0
+    """Padded seconds of audio a batch."""
+    workers: int = 0
+    """Processes that read audio."""
+    max_skipped: float = 1.0
+    """Share of unusable clips above which the command fails (exit code 3)."""
+    device: str = "auto"
+    """auto, cpu, cuda:0, ..."""
+    json: bool = False
+    """Print the summary as JSON."""
+
+
+def embed(args: Args) -> None:
+    """Embeddings of recordings as Parquet: `auricle embed runs/mj --data ~/audio --output emb/`."""
+    options = parse(Embed, "embed", args)
+    from auricle.embedding.extract import embed as extract
+    from auricle.encoders.checkpoint import load
+
+    summary = extract(
+        load(options.encoder, device(options.device)),
+        options.data,
+        options.output,
+        level=options.level,
+        layers=layers(options.layers),
+        pool=options.pool,
+        dtype=options.dtype,
+        precision=options.precision,
+        batch_seconds=options.batch_seconds,
+        workers=options.workers,
+        max_skipped=options.max_skipped,
+    )
+    print(json.dumps(dataclasses.asdict(summary)) if options.json else summary)
+
+
+@dataclasses.dataclass
+class Evaluate:
+    """Probe encoders on labelled recordings: a suite, named tasks, or a column of your own labels."""
+
+    encoders: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Run folders, fbank, untrained:RUN, s3prl:FILE, module:attribute, others (auricle list encoders); side by side."""
+    suite: str | None = None
+    """A suite's name (auricle list suites)."""
+    tasks: tuple[str, ...] = ()
+    """Tasks' names (auricle list tasks)."""
+    data: tuple[Path, ...] = ()
+    """Your own labelled recordings: manifests or folders."""
+    target: str | None = None
+    """Column of --data to predict."""
+    level: Literal["clip", "frame"] | None = None
+    """Chosen by the column unless set: interval columns are probed by frame."""
+    metric: str | None = None
+    """Chosen by the column unless set."""
+    split: Literal["auto", "split", "folds"] = "auto"
+    """The column `split`, folds (the column `fold`, or five made), or whichever is there; else made by a rule."""
+    group: str | None = None
+    """Column whose values never straddle a split that is made (a speaker, say)."""
+    unit: str | None = None
+    """Column the interval resamples; clips unless set."""
+    pool: Literal["mean", "meanstd"] = "mean"
+    """How frames become a clip's vector."""
+    heads: tuple[Literal["linear", "mlp"], ...] = ("linear",)
+    """Heads to try; the choice is made on dev."""
+    layers: str = "all"
+    """Layers to try: all, last, a named output such as layer19, or numbers such as 3,5; the choice is made on dev."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the heads."""
+    output: Path = Path("results")
+    """Results folder."""
+    overwrite: Literal["always", "never", "only-missing"] = "only-missing"
+    """What to do about results that are already there."""
+    device: str = "auto"
+    """auto, cpu, cuda:0, ..."""
+    json: bool = False
+    """Print results as JSON."""
+
+
+def evaluate(args: Args) -> None:
+    """Measure encoders: `auricle evaluate runs/mj fbank --data labels.csv --target speaker --output results/`."""
+    options = parse(Evaluate, "evaluate", args)
+    from auricle.evaluation.results import table
+    from auricle.evaluation.run import evaluate as run
+
+    results = run(
+        options.encoders,
+        tasks=options.tasks or None,
+        suite=options.suite,
+        data=options.data or None,
+        target=options.target,
+        level=options.level,
+        metric=options.metric,
+        split=options.split,
+        group=options.group,
+        unit=options.unit,
+        pool=options.pool,
+        heads=options.heads,
+        layers=layers(options.layers),
+        seeds=options.seeds,
+        output=options.output,
+        overwrite=options.overwrite,
+        device=device(options.device),
+    )
+    print(json.dumps([result.model_dump(mode="json") for result in results]) if options.json else table(results))
+
+
+@dataclasses.dataclass
+class Predict:
+    """The answers of a fine-tuned encoder on recordings, as CSV: prediction, and the probability of each class."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder that finetune has made."""
+    data: tuple[Path, ...]
+    """Folders of audio, and manifests."""
+    output: Path
+    """CSV to write; a JSON file of the same name says what it is, and lists the recordings that could not be used."""
+    batch_seconds: float = 120.0
+    """Padded seconds of audio a batch."""
+    workers: int = 0
+    """Processes that read audio."""
+    device: str = "auto"
+    """auto, cpu, cuda:0, ..."""
+
+
+def predict(args: Args) -> None:
+    """Label recordings: `auricle predict runs/ft --data new/ --output predictions.csv`."""
+    options = parse(Predict, "predict", args)
+    from auricle.evaluation.finetuning.predict import predict as run
+
+    rows = run(
+        options.run,
+        options.data,
+        options.output,
+        batch_seconds=options.batch_seconds,
+        workers=options.workers,
+        device=device(options.device),
+    )
+    print(f"{options.output}: {rows.num_rows} rows")
+
+
+@dataclasses.dataclass
+class Report:
+    """One self-contained HTML page from run and results folders."""
+
+    folders: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Run folders and results folders."""
+    output: Path = Path("report.html")
+    """Page to write."""
+
+
+def report(args: Args) -> None:
+    """A page to look at and listen to: `auricle report runs/mj results/ --output report.html`."""
+    options = parse(Report, "report", args)
+    from auricle.report.build import build_report
+
+    print(build_report(options.folders, options.output))
