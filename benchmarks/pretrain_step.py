@@ -161,7 +161,7 @@ def draw_batches(seconds: tuple[float, float], clips: int, count: int, seed: int
     shortest, longest = seconds
     drawn = rng.lognormal(math.log(MEDIAN_S), SIGMA, 400 * clips * count)
     drawn = drawn[(drawn >= shortest) & (drawn <= longest)] if shortest < longest else np.full(len(drawn), longest)
-    lengths_s = drawn[: 40 * clips * count].reshape(-1, clips)
+    lengths_s = drawn[: min(40 * count, len(drawn) // clips) * clips].reshape(-1, clips)
     if bucketed:
         lengths_s = np.sort(lengths_s, axis=None).reshape(-1, clips)
         lengths_s = lengths_s[rng.permutation(len(lengths_s))]

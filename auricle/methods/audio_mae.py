@@ -270,13 +270,16 @@ def audio_mae_released() -> AudioMaeRun:
 
 
 def audio_mae_tiny() -> AudioMaeRun:
-    """For two CPU cores and minutes of audio: patches of 40 ms and all of 64 mel bands, a small global decoder."""
+    """For two CPU cores and minutes of audio: patches of 20 ms and all of 64 mel bands, a small global decoder.
+
+    Patches are rebuilt as they are, without gain and rotation: with the paper's three, trials fell behind their twins.
+    """
     return edit(
         audio_mae_base(),
         preset="audio_mae_tiny",
         encoder={
             "front_end": {"n_mels": 64},
-            "patch_frames": 4,
+            "patch_frames": 2,
             "patch_mels": 64,
             "dim": 256,
             "layers": 3,
@@ -288,15 +291,18 @@ def audio_mae_tiny() -> AudioMaeRun:
             "crop_s": 5.0,
             "min_s": 0.25,
             "mask_ratio": 0.75,
+            "normalize_target": False,
+            "roll": False,
+            "gain": "none",
             "decoder": "global",
             "decoder_dim": 128,
             "decoder_layers": 2,
             "decoder_heads": 4,
         },
-        data={"batch_seconds": 16.0},
+        data={"batch_seconds": 8.0},
         train={
-            "steps": 4200,
-            "lr": 1e-3,
+            "steps": 5000,
+            "lr": 3e-4,
             "clip_norm": 1.0,
             "accumulate": 1,
             "valid_every": 500,
