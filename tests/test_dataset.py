@@ -1,6 +1,7 @@
 """Batches: what is in them, in which order, and what happens to clips that cannot be read."""
 
 import itertools
+import threading
 import time
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from auricle.audio.io import read
 from auricle.data.batching import DataConfig, DataNeeds, plan_buckets, plan_epoch
-from auricle.data.dataset import clip_batches, fixed_batches, hold_out, training_batches
+from auricle.data.dataset import AHEAD, clip_batches, fixed_batches, hold_out, training_batches
 from auricle.data.manifest import Manifest
 from auricle.errors import ManifestError
 
@@ -134,6 +135,24 @@ def test_order_and_crops_do_not_depend_on_workers(manifest):
     there = take(20, manifest, NEEDS, DataConfig(batch_seconds=4.0, workers=2), seed=3)
     assert all(map(same, here, there))
     assert torch.equal(torch.get_rng_state(), state)  # and torch's generator is not drawn from
+
+
+def test_reading_ahead_has_a_bound_ends_with_its_reader_and_draws_nothing(manifest, monkeypatch):
+    decoded = []
+
+    def counted(path, *args):
+        decoded.append(path)
+        return read(path, *args)
+
+    monkeypatch.setattr("auricle.data.dataset.read", counted)
+    state = torch.get_rng_state()
+    batches = training_batches(manifest, NEEDS, DataConfig(batch_seconds=1e-3), seed=0)  # a clip a batch
+    for _ in range(3):
+        next(batches)
+    batches.close()
+    assert 3 <= len(decoded) <= 3 + AHEAD
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("auricle-reader")]
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_resuming_goes_on_where_it_stopped(manifest):
