@@ -24,12 +24,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 from common import machine, write_json
-from quality import TASKS
+from quality import TASKS, difference
 
 from auricle.config import edit
 from auricle.evaluation.finetuning.config import FinetuneConfig, recipe
 from auricle.evaluation.finetuning.loop import finetune
-from auricle.evaluation.metrics import Score, bootstrap, paired_bootstrap, scorer
+from auricle.evaluation.metrics import Score, bootstrap, scorer
 from auricle.evaluation.prepare import prepare
 from auricle.evaluation.results import Result, read_outcomes
 from auricle.evaluation.tasks.custom import custom_task
@@ -89,15 +89,7 @@ def finetuned(
     chance = float(np.mean([result.chance for result in rows["pre-trained"][0]]))
     print(f"  {'chance (majority class)':32} {100 * chance:5.1f} %")
     (trained, units), (twins, _) = (mean_score(results) for results in rows.values())
-    gap = paired_bootstrap(trained, twins, units)
-    verdict = "better" if gap.low > 0 else "worse" if gap.high < 0 else "no different"
-    print(
-        f"  pre-trained - untrained: {100 * gap.mean:+.1f} ({100 * gap.low:+.1f} to {100 * gap.high:+.1f}): {verdict}"
-    )
-    return figures | {
-        "chance": chance,
-        "difference": {"mean": gap.mean, "low": gap.low, "high": gap.high, "verdict": verdict},
-    }
+    return figures | {"chance": chance, "difference": difference(trained, twins, units)}
 
 
 def joined(results: Sequence[Result]) -> tuple[Score, int]:

@@ -190,13 +190,19 @@ def judge(name: str, data: Path, runs: Sequence[str], output: Path) -> dict[str,
         figures["rows"][title] = {"score": value, "low": low, "high": high, "seeds": [row.score for row in rows]}
     print(f"  {'chance (majority class)':32} {100 * control.chance:5.1f} %")
     trained, untrained, *_ = groups.values()
-    gap = paired_bootstrap(mean_score(trained), mean_score(untrained), trained[0].outcomes().units)
+    units = trained[0].outcomes().units
+    figures["difference"] = difference(mean_score(trained), mean_score(untrained), units)
+    return figures
+
+
+def difference(trained: Score, twins: Score, units: int) -> dict[str, Any]:
+    """The paired bootstrap of pre-trained encoders against their twins, told in a line and in figures."""
+    gap = paired_bootstrap(trained, twins, units)
     verdict = "better" if gap.low > 0 else "worse" if gap.high < 0 else "no different"
     print(
         f"  pre-trained - untrained: {100 * gap.mean:+.1f} ({100 * gap.low:+.1f} to {100 * gap.high:+.1f}): {verdict}"
     )
-    figures["difference"] = {"mean": gap.mean, "low": gap.low, "high": gap.high, "verdict": verdict}
-    return figures
+    return {"mean": gap.mean, "low": gap.low, "high": gap.high, "verdict": verdict}
 
 
 def mean_score(rows: Sequence[Result]) -> Score:

@@ -272,7 +272,8 @@ def audio_mae_released() -> AudioMaeRun:
 def audio_mae_tiny() -> AudioMaeRun:
     """For two CPU cores and minutes of audio: patches of 20 ms and all of 64 mel bands, a small global decoder.
 
-    Patches are rebuilt as they are, without gain and rotation: with the paper's three, trials fell behind their twins.
+    Patches are rebuilt as they are, without gain and rotation: trials with longer patches and these fell behind their
+    untrained twins.
     """
     return edit(
         audio_mae_base(),
