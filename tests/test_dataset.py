@@ -3,6 +3,7 @@
 import itertools
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 
 import numpy as np
@@ -137,7 +138,16 @@ def test_order_and_crops_do_not_depend_on_workers(manifest):
     assert torch.equal(torch.get_rng_state(), state)  # and torch's generator is not drawn from
 
 
-def test_reading_ahead_has_a_bound_ends_with_its_reader_and_draws_nothing(manifest, monkeypatch):
+class AtOnce(ThreadPoolExecutor):
+    """Does what is submitted before it returns."""
+
+    def submit(self, do, /, *args, **options):
+        done = super().submit(do, *args, **options)
+        wait([done])
+        return done
+
+
+def test_so_many_batches_are_read_ahead_and_no_more(manifest, monkeypatch):
     decoded = []
 
     def counted(path, *args):
@@ -145,12 +155,19 @@ def test_reading_ahead_has_a_bound_ends_with_its_reader_and_draws_nothing(manife
         return read(path, *args)
 
     monkeypatch.setattr("auricle.data.dataset.read", counted)
-    state = torch.get_rng_state()
+    monkeypatch.setattr("auricle.data.dataset.ThreadPoolExecutor", AtOnce)
     batches = training_batches(manifest, NEEDS, DataConfig(batch_seconds=1e-3), seed=0)  # a clip a batch
     for _ in range(3):
         next(batches)
+    assert len(decoded) == 3 + AHEAD
+
+
+def test_reading_ahead_ends_with_its_reader_and_draws_nothing(manifest):
+    state = torch.get_rng_state()
+    batches = training_batches(manifest, NEEDS, CONFIG, seed=0)
+    next(batches)
+    assert [thread for thread in threading.enumerate() if thread.name.startswith("auricle-reader")]
     batches.close()
-    assert 3 <= len(decoded) <= 3 + AHEAD
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("auricle-reader")]
     assert torch.equal(torch.get_rng_state(), state)
 
