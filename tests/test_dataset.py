@@ -159,6 +159,7 @@ def test_so_many_batches_are_read_ahead_and_no_more(manifest, monkeypatch):
     batches = training_batches(manifest, NEEDS, DataConfig(batch_seconds=1e-3), seed=0)  # a clip a batch
     for _ in range(3):
         next(batches)
+    batches.close()
     assert len(decoded) == 3 + AHEAD
 
 
