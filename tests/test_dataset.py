@@ -129,6 +129,26 @@ def test_crops_lie_anywhere_and_differ_by_epoch(folder):
     assert counts.min() > 8  # 22 expected in each ninth
 
 
+def test_aligned_crops_start_at_multiples_and_still_lie_anywhere(manifest):
+    needs, config = replace(NEEDS, align=300), CONFIG
+    aligned, free = take(30, manifest, needs, config, seed=0), take(30, manifest, NEEDS, CONFIG, seed=0)
+    starts = torch.cat([batch.starts for batch in aligned])
+    assert (starts % 300 == 0).all()
+    assert len(set(starts.tolist())) > 10
+    for one, two in zip(aligned, free, strict=True):
+        assert one.clip_ids == two.clip_ids
+        assert ((two.starts - one.starts >= 0) & (two.starts - one.starts < 300)).all()
+        assert torch.equal(one.lengths, two.lengths)
+    for batch in [*aligned[:5], *fixed_batches(manifest, needs, config)]:
+        for name, start, length, waveform in zip(
+            batch.clip_ids, batch.starts.tolist(), batch.lengths.tolist(), batch.waveforms, strict=True
+        ):
+            assert start % 300 == 0
+            path = manifest.column("path")[manifest.column("clip_id").index(name)]
+            wanted = read(path, RATE)[start : start + length]
+            np.testing.assert_allclose(waveform[:length].numpy(), wanted, atol=1e-6)
+
+
 @pytest.mark.slow
 def test_order_and_crops_do_not_depend_on_workers(manifest):
     state = torch.get_rng_state()

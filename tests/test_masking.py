@@ -9,14 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from auricle.nn.masking import (
+    SpanMaskConfig,
     Spans,
     add_noise,
     corrupt,
     draw_bands,
     draw_spans,
     interpolate,
+    kept_layers,
     masked_bound,
     masked_positions,
+    most_masked,
+    span_mask,
+    thinned,
 )
 
 
@@ -213,3 +218,97 @@ def test_nothing_reads_back_from_the_device():
     assert interpolate(x, mask, lengths).shape == x.shape
     assert draw_bands(3, 8, 0.2, x.device).shape == (3, 8)
     assert index.device.type == valid.device.type == "meta"
+
+
+COVERAGE = {  # (probability, span): free and thinned at 249 frames, then at 1499; fairseq's, in batches of 8
+    (0.65, 10): (0.49, 0.43, 0.49, 0.47),
+    (0.50, 10): (0.41, 0.35, 0.40, 0.38),
+    (0.80, 10): (0.57, 0.51, 0.57, 0.54),
+    (0.65, 5): (0.505, 0.46, 0.50, 0.485),
+    (0.65, 15): (0.49, 0.41, 0.49, 0.46),
+    (0.80, 5): (0.58, 0.54, 0.58, 0.56),
+}
+
+
+@pytest.mark.parametrize(("probability", "span"), COVERAGE)
+def test_hidden_share_is_that_of_fairseq(probability, span):
+    torch.manual_seed(0)
+    shares = []
+    for frames in (249, 1499):
+        for equalize in ("none", "fairseq"):
+            config = SpanMaskConfig(probability=probability, span=span, equalize=equalize)
+            masks = [span_mask(torch.full((8,), frames), frames, config) for _ in range(60)]
+            shares.append(torch.stack(masks).float().mean().item())
+    np.testing.assert_allclose(shares, COVERAGE[probability, span], atol=0.02)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 130), min_size=1, max_size=5),
+    probability=st.sampled_from([0.05, 0.5, 0.65, 1.0]),
+    span=st.integers(1, 15),
+    min_spans=st.integers(1, 3),
+    seed=st.integers(0, 999),
+)
+def test_span_masks_lie_inside_their_clip(lengths, probability, span, min_spans, seed):
+    torch.manual_seed(seed)
+    frames = max(max(lengths), 1) + 3
+    config = SpanMaskConfig(probability=probability, span=span, min_spans=min_spans)
+    mask = span_mask(torch.tensor(lengths), frames, config)
+    assert mask.sum(1).max() <= most_masked(frames, config)
+    for row, length in enumerate(lengths):
+        assert not mask[row, length:].any()
+        stretches = runs(mask[row])
+        if length > span + min_spans + probability * length / span:  # as many places as spans: each is whole
+            most = max(min_spans, math.floor(length * probability / span) + 1)
+            assert len(stretches) <= most
+            assert all(stop - start >= span for start, stop in stretches)
+            assert mask[row].sum() >= span + min_spans - 1
+            assert not mask[row, length - 1]
+        elif length:
+            assert stretches
+
+
+def test_span_starts_are_uniform_and_counts_follow_each_clips_own_length():
+    torch.manual_seed(0)
+    rows, frames, span = 20_000, 12, 3
+    config = SpanMaskConfig(probability=0.3, span=span)  # floor(1.2 + u) spans in 12 frames, floor(0.6 + u) in 6
+    lengths = torch.tensor([12, 6]).repeat(rows // 2)
+    mask = span_mask(lengths, frames, config)
+    short = mask[1::2]
+    assert (short.sum(1) == span).all()  # at least one, and never two
+    starts = short.int().argmax(1).bincount(minlength=4)[:4] / len(short)
+    np.testing.assert_allclose(starts, [1 / 3, 1 / 3, 1 / 3, 0], atol=0.02)  # fairseq's range(T - span)
+    # Two spans in a fifth of the long clips, d apart in 9 - d of the 36 pairs of places.
+    distance = {d: 9 - d for d in range(1, 9)}
+    pairs = sum(distance.values())
+    covered = 0.8 * span + 0.2 * sum(n * (span + min(span, d)) for d, n in distance.items()) / pairs
+    assert mask[::2].float().sum(1).mean() == pytest.approx(covered, abs=0.03)
+
+
+def test_thinned_rows_hold_as_few_as_the_least_at_random():
+    torch.manual_seed(0)
+    mask = torch.zeros(4, 40, dtype=torch.bool)
+    mask[0, :9], mask[1, 5:35], mask[2, 20:24] = True, True, True  # and a row without any, which does not count
+    drawn = torch.stack([thinned(mask) for _ in range(3000)])
+    assert (drawn.sum(2) == torch.tensor([4, 4, 4, 0])).all()
+    assert not (drawn & ~mask).any()
+    np.testing.assert_allclose(drawn[:, 1, 5:35].float().mean(0), 4 / 30, atol=0.03)
+
+
+def test_span_masks_and_layer_drop_never_read_a_value():
+    lengths = torch.empty(3, dtype=torch.long, device="meta")  # .item() and everything like it raises here
+    for equalize in ("none", "fairseq"):
+        assert span_mask(lengths, 50, SpanMaskConfig(equalize=equalize)).shape == (3, 50)
+    assert kept_layers(6, 0.1, 5, torch.empty((), dtype=torch.long, device="meta"), "meta").shape == (6,)
+
+
+def test_layers_are_dropped_alike_everywhere_and_as_often_as_asked():
+    kept = torch.stack([kept_layers(12, 0.2, seed, step) for seed in range(5) for step in range(2000)]).double()
+    np.testing.assert_allclose(kept.mean(0), 0.8, atol=5 * math.sqrt(0.16 / len(kept)))
+    neighbours = torch.cat([kept[:-1], kept[1:]], dim=1)  # layers of one step, and of the next
+    correlation = torch.corrcoef(neighbours.T).fill_diagonal_(0)
+    assert correlation.abs().max() < 5 / math.sqrt(len(kept))
+    assert torch.equal(kept_layers(12, 0.2, 1, torch.tensor(3)), kept_layers(12, 0.2, 1, 3))
+    assert kept_layers(12, 0.0, 2**62, 10**9).all()
+    assert not kept_layers(12, 1.0, 0, 0).any()

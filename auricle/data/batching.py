@@ -35,6 +35,8 @@ class DataNeeds:
     """One of `columns`: a batch holds clips of one value of it (those without a value make batches of their own)."""
     columns_optional: bool = False
     """Whether a column, or a clip's value in it, may be missing: its code is then -1."""
+    align: int = 1
+    """Crops start at multiples of this many samples, so that a network with that hop meets the same frames in each."""
 
 
 class DataConfig(Config):

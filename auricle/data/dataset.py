@@ -233,7 +233,7 @@ def _crops(
         clip_length = int(lengths[row])
         length = int(min(clip_length, max(1.0, needs.crop_s * needs.sample_rate)))
         slack = clip_length - length
-        start = 0 if positions is None else min(slack, int(positions[row] * (slack + 1)))
+        start = 0 if positions is None else min(slack, int(positions[row] * (slack + 1))) // needs.align * needs.align
         clip_start = round(start_s * needs.sample_rate)
         labels = () if codes is None else tuple(codes[row].tolist())
         crops.append(Crop(row, clip_id, path, clip_start, clip_length, start, length, labels))

@@ -12,6 +12,7 @@ FAMILIES = {
     "mae_ast": "auricle.encoders.mae_ast:MaeAstEncoder",
     "apc": "auricle.encoders.apc:ApcEncoder",
     "trill": "auricle.encoders.trill:Trill",
+    "waveform": "auricle.encoders.waveform:WaveformEncoder",
     "fbank": "auricle.encoders.baselines:Fbank",
     "fbank-context": "auricle.encoders.baselines:FbankContext",
     "mfcc": "auricle.encoders.baselines:Mfcc",
@@ -32,6 +33,8 @@ ENCODER_FORMS = {
     "cpc:FILE": "a checkpoint of CPC_audio",
     "audiomae:FILE": "a checkpoint of Audio-MAE, pre-trained or fine-tuned",
     "mae-ast:FILE": "a checkpoint of MAE-AST",
+    "fairseq:FILE": "a checkpoint of fairseq: HuBERT, data2vec, wav2vec 2.0",
+    "hf:NAME": "a folder of Hugging Face's layout, or user/name on the Hub: any audio model with hidden states",
     "module:attribute": "a Python class, factory or object of your own (auricle check module:attribute tests it)",
 }
 """What `auricle.load` takes, and what it is."""

@@ -111,7 +111,7 @@ class ApcEncoder(Encoder):
         """
         layers = range(len(self.dims)) if layers is None else layers
         if isinstance(self.core, GruStack):
-            states, _ = self.core(x, lengths, self.core.initial(len(x), x), layers)
+            states, _ = self.core(x, lengths, self.core.initial(x.shape[0], x), layers)
             return Frames(states, lengths)
         if self._is_long(x):
             dims = [self.dims[layer] for layer in layers]
@@ -144,7 +144,8 @@ class ApcEncoder(Encoder):
         return attention_entropy(self.core.transformer, frames.hidden_states, frames.lengths)
 
     def _is_long(self, x: Tensor) -> bool:
-        return not self.training and x.shape[1] > self.config.chunk_frames
+        one_pass = self.training or torch.compiler.is_exporting()
+        return not one_pass and x.shape[1] > self.config.chunk_frames
 
 
 class CausalTransformer(nn.Module):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from auricle.audio.io import Audio, as_waveform
 from auricle.config import Config
-from auricle.errors import AudioError, ConfigError, unknown
+from auricle.errors import AudioError, CheckpointError, ConfigError, unknown
 
 Pooling = Literal["mean", "meanstd"]
 Layers = str | Sequence[int]
@@ -81,6 +81,13 @@ class Encoder(nn.Module):
     def forward(self, waveforms: Tensor, lengths: Tensor, layers: Sequence[int] | None = None) -> Frames:
         """`encode(*features(waveforms, lengths))`: the seam between the two is where methods work."""
         return self.encode(*self.features(waveforms, lengths), layers=layers)
+
+    def compile_networks(self) -> None:
+        """Put under `torch.compile` what takes the time: `encode`, unless an encoder says more.
+
+        Batches differ in shape, and exact resume wants one graph for them all: `dynamic=True`.
+        """
+        self.encode = torch.compile(self.encode, dynamic=True)  # type: ignore[method-assign]
 
     def attention_entropy(self, frames: Frames) -> Tensor | None:
         """How widely attention looks, given `frames` of all layers: () from 0 (one frame) to 1 (all frames alike).
@@ -175,6 +182,37 @@ class Encoder(nn.Module):
         digest = hashlib.sha256(json.dumps([self.family, self.config.model_dump(mode="json")], sort_keys=True).encode())
         hash_tensors(digest, self.state_dict())
         return digest.hexdigest()[:16]
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write `config.json` and `model.safetensors`: what `auricle.load` and `from_pretrained` read.
+
+        Raises `CheckpointError` for an encoder that is somebody else's code.
+        """
+        from auricle.encoders.checkpoint import save  # which imports this module
+
+        save(self, folder)
+
+    @classmethod
+    def from_pretrained(cls, name: Path | str, device: torch.device | str = "cpu") -> Self:
+        """The encoder in a folder, or in the Hub's repository `user/name`; of this class or one derived from it.
+
+        Raises `CheckpointError`, also for an encoder of another class.
+        """
+        from auricle.encoders.checkpoint import load
+
+        encoder = load(f"hf:{name}", device)
+        if not isinstance(encoder, cls):
+            raise CheckpointError(f"{name}: holds a {type(encoder).__name__}, not a {cls.__name__}")
+        return encoder
+
+    def push_to_hub(self, repository: str, *, private: bool = False) -> str:
+        """Save the encoder, with a card, as the Hub's repository `user/name`; returns its address.
+
+        Raises `CheckpointError` when the Hub refuses or cannot be reached.
+        """
+        from auricle.encoders.hub import push
+
+        return push(self, repository, private=private)
 
     def extra_repr(self) -> str:
         """Shown by `print(encoder)`."""
@@ -278,8 +316,9 @@ def pool_frames(hidden: Tensor, lengths: Tensor, how: Pooling = "mean") -> Tenso
     valid = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None].to(hidden.device)
     weight = valid.float() / valid.sum(1, keepdim=True).clamp_min(1)
     hidden = hidden.float().masked_fill(~valid[:, :, None], 0.0)  # undefined frames may even be NaN
-    mean = torch.einsum("btd,bt->bd", hidden, weight)
-    if how == "mean":
-        return mean
-    variance = torch.einsum("btd,bt->bd", (hidden - mean[:, None]).square(), weight)
+    with torch.autocast(hidden.device.type, enabled=False):  # it would round the frames, and the weights, to bfloat16
+        mean = torch.einsum("btd,bt->bd", hidden, weight)
+        if how == "mean":
+            return mean
+        variance = torch.einsum("btd,bt->bd", (hidden - mean[:, None]).square(), weight)
     return torch.cat([mean, variance.sqrt()], dim=-1)

@@ -97,7 +97,7 @@ class MaeAstEncoder(MelTransformer):
 
     def tokens(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, T, F) as tokens (B, T · bands, P), those of a step one after the other; their counts (B,)."""
-        frames = x.reshape(len(x), -1, x.shape[2] // self.patch[0])  # (B, T · stack, mel bands)
+        frames = x.reshape(x.shape[0], -1, x.shape[2] // self.patch[0])  # (B, T · stack, mel bands)
         return patchify(frames, self.patch), lengths * self.config.bands
 
     def encode(
@@ -123,7 +123,7 @@ class MaeAstEncoder(MelTransformer):
         x, counts = self.tokens(x, lengths)
         x = self.project(x)
         states = self._blocks(x, self.positions(torch.zeros_like(x)), counts, layers)
-        steps = [state.view(len(x), -1, self.config.bands, self.config.dim) for state in states]
+        steps = [state.view(x.shape[0], -1, self.config.bands, self.config.dim) for state in states]
         return [step.flatten(2) if self.config.join == "concat" else step.mean(2) for step in steps]
 
     def _blocks(self, x: Tensor, codes: Tensor, counts: Tensor, layers: Sequence[int] | None) -> list[Tensor]:

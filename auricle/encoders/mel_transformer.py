@@ -120,7 +120,8 @@ class MelTransformer(Encoder):
             yield torch.tensor([clip]), Frames([state[None] for state in states], torch.tensor([len(states[0])]))
 
     def _is_long(self, x: Tensor) -> bool:
-        return not self.training and x.shape[1] > self.config.chunk_frames
+        one_pass = self.training or torch.compiler.is_exporting()
+        return not one_pass and x.shape[1] > self.config.chunk_frames
 
     def _encode(self, x: Tensor, lengths: Tensor, layers: Sequence[int]) -> list[Tensor]:
         x = self.dropout(self.norm(self.positions(self.project(x))))

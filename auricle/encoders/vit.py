@@ -165,7 +165,7 @@ class Vit(Encoder):
         if index is not None:
             patches, codes = gather_tokens(patches, index), gather_tokens(codes, index)
         tokens = self.project(patches)
-        start = self.class_token.expand(len(x), -1, -1).to(tokens.dtype)
+        start = self.class_token.expand(x.shape[0], -1, -1).to(tokens.dtype)
         tokens = torch.cat([start, tokens + codes.to(tokens.dtype)], dim=1)
         return self.transformer(tokens, counts + 1, layers)  # type: ignore[no-any-return]
 
@@ -193,14 +193,15 @@ class Vit(Encoder):
 
     def _grid(self, x: Tensor) -> Tensor:
         """Features (B, T, F) as a row of values for each step, (B, steps, frames of a patch · F)."""
-        return x.reshape(len(x), -1, self.config.patch_frames * x.shape[2])
+        return x.reshape(x.shape[0], -1, self.config.patch_frames * x.shape[2])
 
     def _is_long(self, grid: Tensor) -> bool:
-        return not self.training and grid.shape[1] > self._chunk
+        one_pass = self.training or torch.compiler.is_exporting()
+        return not one_pass and grid.shape[1] > self._chunk
 
     def _encode(self, grid: Tensor, steps: Tensor, layers: Sequence[int]) -> list[Tensor]:
         bands = self.config.bands
-        x = grid.reshape(len(grid), -1, self.config.front_end.n_mels)
+        x = grid.reshape(grid.shape[0], -1, self.config.front_end.n_mels)
         states = [state[:, 1:] for state in self.encode_tokens(x, steps * bands, layers)]
         if self.config.join == "concat":
             return [state.reshape(*grid.shape[:2], -1) for state in states]

@@ -11,7 +11,7 @@ def replicate_edges(x: Tensor, lengths: Tensor, frames: int) -> Tensor:
     last = (lengths - 1).clamp_min(0)[:, None]
     steps = torch.arange(-frames, x.shape[1] + frames, device=x.device)
     index = torch.minimum(steps.clamp_min(0), last)  # (B, T + 2 frames)
-    return x[torch.arange(len(x), device=x.device)[:, None], index]
+    return x[torch.arange(x.shape[0], device=x.device)[:, None], index]
 
 
 def deltas(x: Tensor, lengths: Tensor) -> Tensor:

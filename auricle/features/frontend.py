@@ -151,6 +151,9 @@ class FrontEnd(nn.Module):
         """Level, spectrogram and deltas, stretch by stretch, each with a margin of frames that see its ends."""
         config, hop = self.config, self.config.hop_size
         gain = None if config.level_db is None else level_gain(waveforms, lengths, config.level_db)
+        if torch.compiler.is_exporting():  # a graph has no loop over a length it does not know
+            x, counts = self.spectrogram(waveforms if gain is None else waveforms * gain, lengths)
+            return add_deltas(x, counts, config.deltas), counts
         margin = -(-max(config.n_fft or 0, config.window_size) // hop) + 2 * config.deltas
         parts, counts = [], torch.zeros_like(lengths)
         for first in range(0, waveforms.shape[1] // hop + 1, STRETCH):
@@ -171,7 +174,7 @@ def stack_frames(x: Tensor, lengths: Tensor, count: int) -> tuple[Tensor, Tensor
     """`count` consecutive frames of x (B, T, F) into one step (B, max(T // count, 1), count F); drops the remainder."""
     x = F.pad(x, (0, 0, 0, max(0, count - x.shape[1])))
     steps = x.shape[1] // count
-    return x[:, : steps * count].reshape(len(x), steps, count * x.shape[2]), lengths // count
+    return x[:, : steps * count].reshape(x.shape[0], steps, count * x.shape[2]), lengths // count
 
 
 def _spectrogram(config: FrontEndConfig) -> KaldiFbank | KaldiMfcc | LogSpectrogram | DecibelSpectrogram:

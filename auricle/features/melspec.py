@@ -14,6 +14,7 @@ from auricle.features.spectrum import (
     filter_energies,
     map_frames,
     mel_filters,
+    rfft,
     whole_frames,
     window_function,
 )
@@ -91,7 +92,7 @@ class LogSpectrogram(Stft):
         windowed = frames * self.window.to(frames.dtype)
         energies: Tensor
         if self.filters is None:
-            energies = torch.fft.rfft(windowed, self.n_fft).abs().pow(self.power)
+            energies = rfft(windowed, self.n_fft).abs().pow(self.power)
         else:
             energies = filter_energies(windowed, self.n_fft, self.filters, self.power)
         return (energies + self.log_floor).log()
@@ -117,7 +118,7 @@ class DecibelSpectrogram(Stft):
         return map_frames(self._decibels, frames), counts
 
     def _decibels(self, frames: Tensor) -> Tensor:
-        magnitudes: Tensor = torch.fft.rfft(frames * self.window.to(frames.dtype)).abs()
+        magnitudes: Tensor = rfft(frames * self.window.to(frames.dtype), self.n_fft).abs()
         decibels = 20 * magnitudes.clamp_min(10 ** (-self.RANGE_DB / 20)).log10() - self.REFERENCE_DB
         return (1 + decibels / self.RANGE_DB).clamp(0, 1)
 
@@ -128,7 +129,7 @@ def reflect_edges(waveforms: Tensor, lengths: Tensor, before: int, after: int) -
     The mirrors stand on the clip's own first and last sample and repeat where the clip is shorter than the margin,
     as `numpy.pad(mode="reflect")` does.
     """
-    batch = len(waveforms)
+    batch = waveforms.shape[0]
     waveforms = F.pad(waveforms, (0, max(0, 1 - waveforms.shape[1])))
     start = torch.arange(-before, 0, device=lengths.device).expand(batch, before)
     end = lengths[:, None] + torch.arange(after, device=lengths.device)

@@ -33,8 +33,9 @@ def level_gain(waveforms: Tensor, lengths: Tensor, level_db: float) -> Tensor:
 
     Digital silence stays so.
     """
-    energy = torch.zeros(len(waveforms), 1, dtype=torch.float64, device=waveforms.device)
-    for part in torch.split(waveforms, _SAMPLES, dim=1):
+    energy = torch.zeros(waveforms.shape[0], 1, dtype=torch.float64, device=waveforms.device)
+    parts = [waveforms] if torch.compiler.is_exporting() else torch.split(waveforms, _SAMPLES, dim=1)
+    for part in parts:
         energy = energy + part.square().sum(1, keepdim=True, dtype=torch.float64)  # exact: no gain depends on padding
     power = energy / lengths.clamp_min(1)[:, None]
     return (10 ** (level_db / 20) * (power + 1e-20).rsqrt()).to(waveforms.dtype)

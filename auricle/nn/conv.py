@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from typing import cast
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+ConvNorm = Literal["channel", "layer", "group"]
+"""After every convolution `ChannelNorm` or LayerNorm; or after the first alone a `ClipNorm`."""
 
 
 class ChannelNorm(nn.Module):
@@ -30,18 +33,30 @@ class ChannelNorm(nn.Module):
 
 
 class ConvLayer(nn.Module):
-    """Convolution over time, ChannelNorm, ReLU: (B, T, C_in) to (B, T', C_out)."""
+    """Convolution over time, a norm, an activation: (B, T, C_in) to (B, T', C_out)."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, padding: int, bias: bool) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        stride: int,
+        padding: int,
+        bias: bool,
+        norm: Callable[[int], nn.Module] = ChannelNorm,
+        activation: Callable[[Tensor], Tensor] = F.relu,
+    ) -> None:
         super().__init__()
         self.conv = nn.Conv1d(inputs, outputs, kernel, stride, padding, bias=bias)
-        self.norm = ChannelNorm(outputs)
+        self.norm = norm(outputs)
+        self.activation = activation
         self.kernel, self.stride, self.padding = kernel, stride, padding
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, C_in), of at least one kernel's length, padding included."""
-        product = _convolve if x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") else _multiply
-        return F.relu(self.norm(product(x, self.conv.weight, self.conv.bias, self.stride, self.padding)))
+        plain = x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
+        product = _multiply if plain else _convolve  # which the compiler cannot lower at dynamic shapes
+        return self.activation(self.norm(product(x, self.conv.weight, self.conv.bias, self.stride, self.padding)))
 
     def frames(self, lengths: Tensor) -> Tensor:
         """Frames out for frames in, both (B,); 0 where not even one kernel fits."""
@@ -72,18 +87,76 @@ def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, paddi
     blocks = F.pad(x, (0, 0, padding, (frames + parts - 1) * stride - padding - x.shape[1]))
     kernels = F.pad(weight, (0, parts * stride - kernel)).view(outputs, inputs, parts, stride)
     kernels = kernels.permute(2, 0, 3, 1).flatten(2).flatten(0, 1)  # (m C_out, stride C_in)
-    products = F.linear(blocks.reshape(len(x), -1, stride * inputs), kernels)
-    products = products.view(len(x), -1, parts, outputs)
+    products = F.linear(blocks.reshape(x.shape[0], -1, stride * inputs), kernels)
+    products = products.view(x.shape[0], -1, parts, outputs)
     out = products[:, :frames, 0] if bias is None else products[:, :frames, 0] + bias
     for part in range(1, parts):
         out = out + products[:, part : part + frames, part]
     return out
 
 
+class Moments(NamedTuple):
+    """Of the K samples that the first convolution sees, over all its places in a clip; float64."""
+
+    mean: Tensor
+    """(B, K)"""
+    covariance: Tensor
+    """(B, K, K)"""
+
+
+class ClipNormLayer(ConvLayer):
+    """A waveform's convolution, each channel normalised over the clip (GroupNorm, a group a channel), an activation.
+
+    The convolution is linear, so its output's mean and variance follow from the `Moments` of the samples under the
+    kernel, and with them the norm goes into the weights: one matrix product, and its large output is never read for
+    statistics. In float64, because where samples hardly differ from their neighbours the variance is a small rest.
+    """
+
+    def __init__(self, outputs: int, kernel: int, stride: int, bias: bool, activation: Callable[[Tensor], Tensor]):
+        super().__init__(
+            1, outputs, kernel, stride, 0, bias, lambda channels: nn.GroupNorm(channels, channels), activation
+        )
+
+    def moments(self, waveforms: Tensor, lengths: Tensor | None) -> Moments:
+        """Moments of waveforms (B, S), of the windows that lie inside each clip's `lengths` (B,); None: all."""
+        count = waveforms.new_full((waveforms.shape[0],), waveforms.shape[1]) if lengths is None else lengths
+        count = self.frames(count)
+        windows, start = waveforms.unfold(1, self.kernel, self.stride), 0  # (B, T, K)
+        total = product = torch.zeros((), dtype=torch.float64, device=waveforms.device)
+        for part in (windows,) if torch.compiler.is_compiling() else windows.split(_WINDOWS_AT_ONCE, 1):
+            place = torch.arange(part.shape[1], device=part.device) + start
+            start += part.shape[1]
+            part = torch.where((place < count[:, None])[..., None], part.double(), 0)
+            total, product = total + part.sum(1), product + part.mT @ part
+        count = count.clamp_min(1)[:, None].double()
+        mean = total / count
+        return Moments(mean, product / count[..., None] - mean[:, :, None] * mean[:, None])
+
+    def forward(self, x: Tensor, moments: Moments | None = None) -> Tensor:
+        """x (B, S, 1) with the moments of the clips that it is a part of; None: of x itself, all of it."""
+        x = x[..., 0]
+        mean, covariance = self.moments(x, None) if moments is None else moments
+        norm, weight = cast(nn.GroupNorm, self.norm), self.conv.weight[:, 0].double()  # (C, K)
+        variance = ((weight @ covariance) * weight).sum(-1).clamp_min(0)  # (B, C)
+        scale = norm.weight * (variance + norm.eps).rsqrt()
+        level = mean.mean(1, keepdim=True)  # subtracted before the product, which may be in bfloat16
+        shift = norm.bias - (mean - level) @ weight.T * scale
+        if self.conv.bias is not None:
+            shift = shift + (self.conv.bias - self.conv.bias) * scale  # the norm undoes it: a gradient, of zeros
+        kernels = torch.cat([weight * scale[..., None], shift[..., None]], 2).to(x.dtype)  # (B, C, K + 1)
+        windows = (x - level.to(x.dtype)).unfold(1, self.kernel, self.stride)
+        return self.activation(F.pad(windows, (0, 1), value=1.0) @ kernels.mT)
+
+
+_WINDOWS_AT_ONCE = 1 << 20
+"""Windows of long clips that are copied at once; bounds memory."""
+
+
 class WaveformConvolutions(nn.Module):
     """A stack of `ConvLayer`s: waveforms (B, S) to frames (B, T, C), one every `hop` samples.
 
-    A clip gives the same frames alone and in any batch: what lies past its end is zero before every convolution.
+    A clip gives the same frames alone and in any batch: what lies past its end is zero before every convolution that
+    sees it.
     """
 
     def __init__(
@@ -94,10 +167,19 @@ class WaveformConvolutions(nn.Module):
         paddings: Sequence[int],
         *,
         bias: bool = True,
+        norm: ConvNorm = "channel",
+        activation: Callable[[Tensor], Tensor] = F.relu,
     ) -> None:
         super().__init__()
+        norms: dict[ConvNorm, Callable[[int], nn.Module]] = {
+            "channel": ChannelNorm,
+            "layer": nn.LayerNorm,
+            "group": lambda channels: nn.Identity(),
+        }
         sizes = zip((1, *channels), channels, kernels, strides, paddings, strict=False)
-        self.layers = nn.ModuleList(ConvLayer(*size, bias) for size in sizes)
+        self.layers = nn.ModuleList(ConvLayer(*size, bias, norms[norm], activation) for size in sizes)
+        if norm == "group":
+            self.layers[0] = ClipNormLayer(channels[0], kernels[0], strides[0], bias, activation)
         self.hop = math.prod(strides)
         """Samples between frames."""
         self.reach, first = 1, 0
@@ -107,18 +189,30 @@ class WaveformConvolutions(nn.Module):
         self.offset = first + (self.reach - 1) / 2
         """Samples from the clip's start to the centre of frame 0."""
 
-    def forward(self, waveforms: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, waveforms: Tensor, lengths: Tensor | None, moments: Moments | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Frames of waveforms (B, S), and their numbers (B,), for `lengths` (B,) in samples.
 
-        `lengths` None: no clip is padded. Frames past a clip's length are undefined.
+        `lengths` None: no clip is padded. `moments`: those of the whole clips, if these are parts of them.
+        Frames past a clip's length are undefined.
         """
-        x = F.pad(waveforms, (0, max(0, self.reach - waveforms.shape[1])))[..., None]
+        if waveforms.shape[1] < self.reach:
+            waveforms = F.pad(waveforms, (0, self.reach - waveforms.shape[1]))
+        x = waveforms[..., None]
+        moments = self.moments(x[..., 0], lengths) if moments is None else moments
         for layer in self._layers():
             if lengths is not None:
-                x = x * (torch.arange(x.shape[1], device=x.device) < lengths[:, None])[..., None]
+                if layer.padding:
+                    x = x * (torch.arange(x.shape[1], device=x.device) < lengths[:, None])[..., None]
                 lengths = layer.frames(lengths)
-            x = layer(x)
+            x = layer(x, moments) if isinstance(layer, ClipNormLayer) else layer(x)
         return x, lengths
+
+    def moments(self, waveforms: Tensor, lengths: Tensor | None) -> Moments | None:
+        """What a norm over the clip needs to know of whole clips, as in `forward`; None where there is no such norm."""
+        first = self.layers[0]
+        return first.moments(waveforms, lengths) if isinstance(first, ClipNormLayer) else None
 
     def frames(self, lengths: Tensor) -> Tensor:
         """Numbers of frames (B,) of clips of `lengths` (B,) samples."""

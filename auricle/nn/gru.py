@@ -48,7 +48,7 @@ class GruStack(nn.Module):
         Layer 0 is x itself, layer L the last GRU's output. Beside them the state (L, B, D) after frame T - 1, of clips
         that have such a frame. Frames past a clip's length are undefined.
         """
-        if x.device.type != "cpu":
+        if x.device.type != "cpu" or torch.compiler.is_exporting():
             return self._run(x, state, layers, None)
         packed = pack_padded_sequence(x, lengths.clamp_min(1), batch_first=True, enforce_sorted=False)
         frames, sizes, order, back = packed

@@ -249,3 +249,76 @@ def interpolate(x: Tensor, mask: Tensor, lengths: Tensor) -> Tensor:
     ends = [x.gather(1, end[:, :, None].expand_as(x)) for end in (left, right)]
     line = torch.lerp(ends[0], ends[1], weight)
     return torch.where(known[:, :, None], x, line) * known.any(1)[:, None, None]
+
+
+class SpanMaskConfig(Config):
+    """Spans of frames hidden behind a learned vector, as wav2vec 2.0, HuBERT and data2vec draw them.
+
+    Spans overlap, so that fewer frames are hidden than `probability` says: 49 % at .65 with spans of 10.
+    """
+
+    probability: float = Field(0.65, gt=0, le=1)
+    """Frames in spans, as a share of the clip's, if no two overlapped."""
+    span: int = Field(10, ge=1)
+    """Length of a span, frames."""
+    min_spans: int = Field(1, ge=1)
+    """Least number of spans in a clip."""
+    equalize: Literal["none", "fairseq"] = "none"
+    """`fairseq` leaves every clip of a batch as few hidden frames as the one with the fewest, chosen at random, so that
+    spans get holes and larger batches hide less (43 % of 249 frames in batches of 8); `none` leaves them be."""
+
+
+def span_mask(lengths: Tensor, frames: int, config: SpanMaskConfig) -> Tensor:
+    """(B, T) boolean: the frames to hide in clips of true `lengths` (B,), padded to `frames` T; anew at every call.
+
+    A clip of T_b frames gets max(min_spans, floor(probability · T_b / span + u)) spans, u uniform in [0, 1); they start
+    at different places in 0 .. T_b - span - 1, so that the last frame is never hidden. (Where that leaves fewer places
+    than spans, in range(spans + 1), and what lies past the clip's end is cut off.) fairseq's `compute_mask_indices`.
+    """
+    batch, device = len(lengths), lengths.device
+    sizes = lengths[:, None].long()
+    wanted = sizes * (config.probability / config.span) + torch.rand(batch, 1, device=device)
+    count = torch.minimum(wanted.long().clamp_min(config.min_spans), sizes)
+    places = torch.minimum(torch.maximum(sizes - config.span, count + 1), sizes)
+    most = min(frames, most_spans(frames, config))
+    place = torch.arange(frames, device=device)
+    score = torch.rand(batch, frames, device=device).masked_fill(place >= places, -1.0)
+    starts = score.topk(most, dim=1).indices
+    valid = torch.arange(most, device=device) < count
+    mask = Spans(starts, valid, torch.full_like(sizes, config.span)).mask(frames) & (place < sizes)
+    return mask if config.equalize == "none" else thinned(mask)
+
+
+def thinned(mask: Tensor) -> Tensor:
+    """mask (B, T) with as many frames in each row as in the row with the fewest (but any), chosen at random."""
+    chosen = mask.sum(1)
+    fewest = torch.where(chosen > 0, chosen, mask.shape[1]).amin()
+    order = torch.rand(mask.shape, device=mask.device).masked_fill(~mask, -1.0).argsort(dim=1, descending=True)
+    first = torch.arange(mask.shape[1], device=mask.device) < fewest
+    return mask & torch.zeros_like(mask).scatter_(1, order, first.expand_as(mask))
+
+
+def most_masked(frames: int, config: SpanMaskConfig) -> int:
+    """The most frames that `span_mask` can hide in one clip of `frames` frames."""
+    return min(frames, most_spans(frames, config) * config.span)
+
+
+def most_spans(frames: int, config: SpanMaskConfig) -> int:
+    """The most spans that `span_mask` can draw in one clip of `frames` frames."""
+    return max(config.min_spans, math.floor(frames * config.probability / config.span) + 1)
+
+
+def kept_layers(
+    layers: int, probability: float, seed: int, step: Tensor | int, device: torch.device | str = "cpu"
+) -> Tensor:
+    """(L,) boolean, false where a layer is dropped in this `step`, which it is with this `probability`.
+
+    A hash of its arguments, not a draw: all processes and micro-batches of a step drop the same layers, a resumed run
+    drops what it would have, and `step` may lie on the device. The mixing is MurmurHash3's 32-bit finaliser.
+    """
+    bits = torch.zeros(1, dtype=torch.long, device=device)
+    for word in (seed, step, torch.arange(1, layers + 1, device=device)):
+        bits = (bits + word) & 0xFFFFFFFF
+        for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+            bits = ((bits ^ (bits >> shift)) * factor) & 0xFFFFFFFF
+    return bits.double() * 2**-32 >= probability

@@ -7,7 +7,6 @@ with the host, so what differs from clip to clip is padded to a bound that follo
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -53,8 +52,8 @@ def patch_steps(frames: Tensor, length: int = 16) -> Tensor:
 
 def pad_frames(x: Tensor, length: int, value: float, least: int = 1) -> Tensor:
     """x (B, T, F) with frames of `value` behind it, up to a multiple of `length` and to `least` frames."""
-    missing = math.ceil(max(x.shape[1], least) / length) * length - x.shape[1]
-    return F.pad(x, (0, 0, 0, missing), value=value) if missing else x
+    missing = (torch.sym_max(x.shape[1], least) + length - 1) // length * length - x.shape[1]
+    return F.pad(x, (0, 0, 0, missing), value=value)
 
 
 def normalize_patches(patches: Tensor, eps: float = 1e-6) -> Tensor:

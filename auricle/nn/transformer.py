@@ -20,6 +20,10 @@ from auricle.nn.linear import Linear
 
 Norm = Literal["post", "pre"]
 
+Taps = Literal["block", "ffn"]
+"""What a layer's hidden state is: its block's output, or that of the block's feed-forward part alone, before dropout,
+residual and norm."""
+
 _PADDED = -1e9
 """Score added to padded keys: their weight is exactly 0, yet a clip without any frame stays finite."""
 
@@ -120,7 +124,15 @@ class Block(nn.Module):
     """Self-attention and feed-forward, each with dropout and residual; LayerNorm after (`post`) or before (`pre`)."""
 
     def __init__(
-        self, dim: int, heads: int, ffn: int, dropout: float, attention_dropout: float, norm: Norm, norm_eps: float
+        self,
+        dim: int,
+        heads: int,
+        ffn: int,
+        dropout: float,
+        attention_dropout: float,
+        activation_dropout: float,
+        norm: Norm,
+        norm_eps: float,
     ) -> None:
         super().__init__()
         self.heads = heads
@@ -133,22 +145,26 @@ class Block(nn.Module):
         self.ffn_norm = nn.LayerNorm(dim, eps=norm_eps)
         self.dropout = Dropout(dropout)
         self.attention_dropout = Dropout(attention_dropout)
+        self.activation_dropout = Dropout(activation_dropout)
 
-    def forward(self, x: Tensor, mix: Mix) -> Tensor:
-        """x (B, T, D), or packed (N, D), to the same shape; `mix` is the attention that fits it."""
+    def forward(self, x: Tensor, mix: Mix) -> tuple[Tensor, Tensor]:
+        """x (B, T, D), or packed (N, D), to the same shape, and the feed-forward part's output, of that shape too.
+
+        `mix` is the attention that fits x.
+        """
         if self.norm == "pre":
             x = x + self.dropout(self._attend(self.attention_norm(x), mix))
-            x = x + self.dropout(self._feed_forward(self.ffn_norm(x)))
-        else:
-            x = self.attention_norm(x + self.dropout(self._attend(x, mix)))
-            x = self.ffn_norm(x + self.dropout(self._feed_forward(x)))
-        return x
+            ffn = self._feed_forward(self.ffn_norm(x))
+            return x + self.dropout(ffn), ffn
+        x = self.attention_norm(x + self.dropout(self._attend(x, mix)))
+        ffn = self._feed_forward(x)
+        return self.ffn_norm(x + self.dropout(ffn)), ffn
 
     def _attend(self, x: Tensor, mix: Mix) -> Tensor:
         return self.attention_out(mix(self.qkv(x), self.heads, self.attention_dropout))  # type: ignore[no-any-return]
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        return self.ffn_out(F.gelu(self.ffn_in(x)))  # type: ignore[no-any-return]
+        return self.ffn_out(self.activation_dropout(F.gelu(self.ffn_in(x))))  # type: ignore[no-any-return]
 
 
 class Transformer(nn.Module):
@@ -168,6 +184,7 @@ class Transformer(nn.Module):
         *,
         dropout: float = 0.1,
         attention_dropout: float = 0.1,
+        activation_dropout: float = 0.0,
         norm: Norm = "post",
         norm_eps: float = 1e-12,
         shared: bool = False,
@@ -178,38 +195,52 @@ class Transformer(nn.Module):
         self.layers = layers
         self.causal = causal
         self.blocks = nn.ModuleList(
-            Block(dim, heads, ffn, dropout, attention_dropout, norm, norm_eps) for _ in range(1 if shared else layers)
+            Block(dim, heads, ffn, dropout, attention_dropout, activation_dropout, norm, norm_eps)
+            for _ in range(1 if shared else layers)
         )
         self.final_norm = nn.LayerNorm(dim, eps=norm_eps) if norm == "pre" else nn.Identity()
         self.state_norms = nn.ModuleList(nn.LayerNorm(dim, eps=norm_eps) for _ in range(layers if state_norms else 0))
         self.apply(init_weights)
 
-    def forward(self, x: Tensor, lengths: Tensor | None, layers: Sequence[int] | None = None) -> list[Tensor]:
+    def forward(
+        self,
+        x: Tensor,
+        lengths: Tensor | None,
+        layers: Sequence[int] | None = None,
+        *,
+        taps: Taps = "block",
+        keep: Tensor | None = None,
+    ) -> list[Tensor]:
         """x (B, T, D) and true lengths (B,), None where no clip is padded, to hidden states, each (B, T, D).
 
         All `layers + 1` of them, 0 being x itself, or those asked for in that order; blocks above the last are not run.
-        Frames past a clip's length are undefined.
+        Frames past a clip's length are undefined. Where `keep` (L,) is False, a block passes its input on (layer drop);
+        it is computed all the same, so that the graph does not change and every weight has a gradient, be it zero.
         """
         layers = range(self.layers + 1) if layers is None else layers
         if x.device.type != "cpu" or torch.compiler.is_compiling():
             bias = None if lengths is None or self.causal else padding_bias(lengths, x.shape[1])
-            return self._run(x, layers, partial(mix_padded, bias=bias, causal=self.causal))
+            return self._run(x, layers, partial(mix_padded, bias=bias, causal=self.causal), taps, keep)
         sizes = [x.shape[1]] * len(x) if lengths is None else lengths.tolist()
         packed = torch.cat([clip[:size] for clip, size in zip(x, sizes, strict=True)])  # (N, D)
-        states = self._run(packed, layers, partial(mix_packed, lengths=sizes, causal=self.causal))
+        states = self._run(packed, layers, partial(mix_packed, lengths=sizes, causal=self.causal), taps, keep)
         return [x if state is packed else _unpack(state, sizes, x.shape[1]) for state in states]
 
-    def _run(self, x: Tensor, layers: Sequence[int], mix: Mix) -> list[Tensor]:
+    def _run(
+        self, x: Tensor, layers: Sequence[int], mix: Mix, taps: Taps = "block", keep: Tensor | None = None
+    ) -> list[Tensor]:
         # Layers not asked for are left empty. (To the compiler numbers may be symbols, which `in` and dicts mistake.)
         asked = [any(layer == each for each in layers) for layer in range(self.layers + 1)]
         states = [x]
         for layer in range(1, max(layers) + 1):
-            x = self.blocks[(layer - 1) % len(self.blocks)](x, mix)
+            block, ffn = self.blocks[(layer - 1) % len(self.blocks)](x, mix)
+            x = block if keep is None else torch.where(keep[layer - 1], block, x)
             if layer == self.layers:
                 x = self.final_norm(x)
-            states.append(x if asked[layer] else x[:0])
+            state = x if taps == "block" else ffn
+            states.append(state if asked[layer] else state[:0])
         for layer, norm in enumerate(self.state_norms):
-            if asked[layer]:
+            if asked[layer] and taps == "block":
                 states[layer] = norm(states[layer])
         return [states[layer] for layer in layers]
 
