@@ -55,6 +55,17 @@ def to_yaml(values: Mapping[str, Any]) -> str:
     return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
 
 
+def differences(old: Any, new: Any, place: str = "") -> list[tuple[str, Any, Any]]:
+    """Where two trees of plain values differ, in order: (`encoder.dim`, old, new); None stands for what is missing."""
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+        return [] if old == new else [(place, old, new)]
+    return [
+        difference
+        for key in {**old, **new}
+        for difference in differences(old.get(key), new.get(key), f"{place}.{key}" if place else key)
+    ]
+
+
 def _merge(base: Any, changes: Any) -> Any:
     if not (isinstance(base, Mapping) and isinstance(changes, Mapping)):
         return changes

@@ -72,6 +72,26 @@ def test_learning_rate_is_the_closed_form(schedule, warmup):
     assert min(found) > 0
 
 
+def test_tri_stage_is_fairseqs():
+    train = TrainConfig(steps=1000, lr=5e-4, warmup=0.03, hold=0.9, schedule="tri_stage")
+    wanted = {  # update → rate, by hand: 30 updates of rise, 900 at the peak, 70 of decay by exp(-ln(100) / 70) each
+        1: 5e-6,
+        16: 5e-6 + 4.95e-4 / 2,
+        31: 5e-4,
+        930: 5e-4,
+        931: 5e-4,
+        932: 5e-4 * math.exp(-math.log(100) / 70),
+        966: 5e-5,  # half-way in the logarithm
+        1000: 5e-6 * math.exp(math.log(100) / 70),
+    }
+    assert {step: optim.learning_rate(step, train) for step in wanted} == pytest.approx(wanted, rel=1e-12)
+    assert optim.learning_rate(400_000, edit(train, steps=400_000)) == pytest.approx(5e-6, rel=2e-4)
+    bare = edit(train, warmup=0.0, hold=1.0)
+    assert {optim.learning_rate(step, bare) for step in (1, 500, 1000)} == {5e-4}
+    with pytest.raises(ConfigError, match="hold"):
+        edit(train, warmup=0.2)
+
+
 def test_only_matrices_decay_and_shared_weights_are_counted_once():
     method = TinyMethod(tiny_run())
     optimizer = optim.build_optimizer(method, TrainConfig(lr=0.1, weight_decay=0.5))
@@ -85,7 +105,7 @@ def test_only_matrices_decay_and_shared_weights_are_counted_once():
         torch.testing.assert_close(weight.detach(), before[name] * factor)
 
 
-@pytest.mark.parametrize("clip_norm", [0.5, 1e6])
+@pytest.mark.parametrize("clip_norm", [0.5, 1e6, None])
 def test_update_is_plain_adamw_on_the_clipped_mean(clip_norm):
     torch.manual_seed(0)
     train = TrainConfig(steps=10, lr=0.01, warmup=0.5, clip_norm=clip_norm, weight_decay=0.1)
@@ -99,7 +119,7 @@ def test_update_is_plain_adamw_on_the_clipped_mean(clip_norm):
         gradients = [torch.randn_like(weight) for weight in plain.parameters()]
         norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
         for weight, twin, gradient in zip(plain.parameters(), ours.parameters(), gradients, strict=True):
-            weight.grad = gradient * min(1.0, clip_norm / norm)
+            weight.grad = gradient * min(1.0, (clip_norm or math.inf) / norm)
             twin.grad = gradient * 37
         for group in reference.param_groups:
             group["lr"] = optim.learning_rate(step, train)

@@ -166,14 +166,20 @@ def _is_main_process() -> bool:
 
 
 def _say_trained(folder: Path) -> None:
+    from auricle.config import read_yaml
+
     if _is_main_process():
-        print(f"{folder}: evaluate it with: auricle evaluate {folder} fbank untrained:{folder} --suite quick")
+        begun_with = read_yaml(folder / "config.yaml")["train"].get("init")
+        others = [*([begun_with] if begun_with else []), "fbank", f"untrained:{folder}"]
+        print(f"{folder}: evaluate it with: auricle evaluate {folder} {' '.join(others)} --suite quick")
 
 
 def _pretrain_usage(presets: Sequence[str]) -> str:
     return f"""usage: auricle pretrain PRESET --data PATH [PATH ...] --output RUN [OPTIONS]
        auricle pretrain --config RUN/config.yaml --data PATH [PATH ...] --output RUN [OPTIONS]
        auricle pretrain --resume RUN
+
+PRESET with --init ENCODER goes on from another encoder's weights (auricle list encoders).
 
 presets: {", ".join(presets)}
 

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
-import torch
 import tyro
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -53,12 +52,16 @@ class Method(nn.Module):
     def on_optimizer_step(self, step: int) -> None:
         """Called after each optimizer step (teachers follow here); `step` counts from 1."""
 
-    def compile_networks(self) -> None:
-        """Put under `torch.compile` what takes the time: the encoder, unless a method says more.
+    def alarms(self, held_out: Mapping[str, float]) -> dict[str, str]:
+        """What the method's own metrics, measured on held-out clips, say is wrong: name → one line, with advice.
 
-        Batches differ in shape, and exact resume wants one graph for them all: `dynamic=True`.
+        Of these an alarm is written into the log and told; the first measurement, before any training, raises none.
         """
-        self.encoder.encode = torch.compile(self.encoder.encode, dynamic=True)  # type: ignore[method-assign]
+        return {}
+
+    def compile_networks(self) -> None:
+        """Put under `torch.compile` what takes the time: the encoder, unless a method says more."""
+        self.encoder.compile_networks()
 
     def visualize(self, batch: Batch) -> dict[str, Tensor]:
         """Pictures of the batch's first clip, each (T, F) with low frequencies first, on the CPU; may be empty."""
@@ -70,22 +73,28 @@ class TrainConfig(Config):
 
     steps: int = Field(20_000, ge=1)
     """Optimizer steps."""
+    init: Annotated[str | None, tyro.conf.arg(aliases=["--init"])] = None
+    """Begin with the weights of this encoder (a run folder, hf:DIR, s3prl:FILE or another form, see auricle list
+    encoders) instead of random ones; built as `encoder` says but for dropouts."""
     seed: int = Field(0, ge=0)
     """Decides initial weights, order of clips, crops, masks and dropout."""
     lr: float = Field(2e-4, gt=0)
     """Peak learning rate."""
     warmup: float = Field(0.07, ge=0, le=1)
-    """Fraction of the steps over which the learning rate rises linearly from 0."""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How the learning rate falls to 0 after warm-up (`constant`: not at all)."""
+    """Fraction of the steps over which the learning rate rises linearly, from 0 (`tri_stage`: from 1 % of the peak)."""
+    schedule: Literal["linear", "cosine", "constant", "tri_stage"] = "linear"
+    """How the learning rate goes on after warm-up: it falls to 0 in a line or half a cosine, stays as it is, or stays
+    for `hold` of the steps and then falls exponentially to 1 % of the peak (fairseq's tri-stage)."""
+    hold: float = Field(0.9, ge=0, le=1)
+    """Fraction of the steps over which `tri_stage` stays at the peak; other schedules have no use for it."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay rates of the first and second moment."""
     eps: float = Field(1e-8, gt=0)
     """AdamW's denominator floor."""
     weight_decay: float = Field(0.01, ge=0)
     """AdamW's decoupled weight decay; biases and norms are left out."""
-    clip_norm: float = Field(5.0, gt=0)
-    """Gradients are scaled down to this global norm."""
+    clip_norm: float | None = Field(5.0, gt=0)
+    """Gradients are scaled down to this global norm; None leaves them as they are."""
     accumulate: int = Field(1, ge=1)
     """Micro-batches an optimizer step, weighed by their counts."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -116,6 +125,8 @@ class TrainConfig(Config):
     def _possible(self) -> Self:
         if self.sharding == "fsdp" and self.compile:
             raise ValueError("sharding: 'fsdp' and compile exclude each other")
+        if self.schedule == "tri_stage" and self.warmup + self.hold > 1 + 1e-9:
+            raise ValueError(f"hold: {self.hold:g} and warmup, {self.warmup:g}, are more than all steps")
         return self
 
 

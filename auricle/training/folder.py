@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ import filelock
 
 import auricle
 from auricle import methods
-from auricle.config import read_yaml, to_yaml
+from auricle.config import differences, read_yaml, to_yaml
 from auricle.data.dataset import hold_out
 from auricle.data.manifest import Manifest, Sources
 from auricle.errors import AuricleError, CheckpointError, ConfigError, TooManySkipsError
 from auricle.methods import FORMAT
 from auricle.methods.base import RunConfig
+from auricle.training import initial
 from auricle.training.logs import SKIPPED, write_skips
 from auricle.training.probe import OnlineProbe
 
@@ -37,7 +38,7 @@ def opened(run: RunConfig, sources: Sources, output: Path, resume: bool) -> Iter
 
     Raises `CheckpointError` when something else lies there, or another run, or another process is training it;
     `ManifestError` for sources without clips, `TooManySkipsError` when too many of them are unusable, `ConfigError`
-    when `train.probe` cannot score the held-out ones.
+    when `train.probe` cannot score the held-out ones, or `train.init` does not fit.
     """
     if resume and (output / CONFIG).exists():
         with exclusive(output):
@@ -51,6 +52,7 @@ def opened(run: RunConfig, sources: Sources, output: Path, resume: bool) -> Iter
         check_skips(run, f"{first.path}: {first.reason}", len(manifest.skipped), len(manifest) + len(manifest.skipped))
     if run.train.probe:
         OnlineProbe(manifest.select(hold_out(manifest, run.data.valid_fraction, run.train.seed)[1]), run.train.probe)
+    initial.given(run)
     output.mkdir(parents=True, exist_ok=True)
     with exclusive(output):
         _begin(run, manifest, output)
@@ -99,7 +101,7 @@ def _check_same(run: RunConfig, sources: Sources, output: Path) -> None:
     Options in `FREE` may differ; the folder's `config.yaml` follows them.
     """
     stored, asked = _described(methods.run_from_yaml(read_run(output))), _described(run)
-    for place, old, new in _differences(stored, asked):
+    for place, old, new in differences(stored, asked):
         section, _, option = place.partition(".")
         if option not in FREE.get(section, ()):
             raise CheckpointError(f"{output}: its run has {place} = {old}, not {new}; choose another output folder")
@@ -152,16 +154,6 @@ def _write_config(run: RunConfig, output: Path) -> None:
     unfinished = output / f".{CONFIG}.unfinished"
     unfinished.write_text(to_yaml(_described(run)), encoding="utf-8")
     os.replace(unfinished, output / CONFIG)
-
-
-def _differences(old: Any, new: Any, place: str = "") -> list[tuple[str, Any, Any]]:
-    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
-        return [] if old == new else [(place, old, new)]
-    return [
-        difference
-        for key in {**old, **new}
-        for difference in _differences(old.get(key), new.get(key), f"{place}.{key}" if place else key)
-    ]
 
 
 def _readme(run: RunConfig, manifest: Manifest, output: Path) -> str:

@@ -45,6 +45,8 @@ class Vitals:
     """Seconds of audio a second; None before training."""
     probe: Mapping[str, float] = field(default_factory=dict)
     """Scores of an online probe, higher being better."""
+    own: Mapping[str, str] = field(default_factory=dict)
+    """The method's own alarms."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Measurement:
     embeddings: list[Tensor]
     """Of those clips, (N, D) for each layer."""
     attention_entropy: float | None
+    alarms: Mapping[str, str]
+    """The method's own."""
 
     def facts(self) -> dict[str, float]:
         """What goes into the logs."""
@@ -86,6 +90,7 @@ class Measurement:
             waiting=waited_s / seconds if seconds else 0.0,
             speed=audio_s / seconds if seconds else None,
             probe=probe,
+            own=self.alarms,
         )
 
 
@@ -146,6 +151,7 @@ class Monitor:
                     f"learned nothing ({now.trivial:.4g}): train longer or change train.lr"
                 ),
             )
+        yield from now.own.items()
         if now.clips >= LEAST_CLIPS:
             yield from self._collapse(now)
         if (entropy := now.attention_entropy) is not None:
@@ -179,7 +185,10 @@ class Monitor:
     def _collapse(self, now: Vitals) -> Iterator[tuple[str, str]]:
         for layer, (rank, spread) in enumerate(zip(now.ranks, now.spreads, strict=True)):
             first_rank, first_spread = self.first_ranks[layer], self.first_spreads[layer]
-            if rank < first_rank / 3 or spread < first_spread / 100:
+            # A network that learns may lose dimensions too at first, those of its random weights, while clips move
+            # apart; one that collapses does not move them apart, or only along a line.
+            narrow = rank < first_rank / 3 and (spread < 2 * first_spread or rank < 2)
+            if narrow or spread < first_spread / 100:
                 yield (
                     f"collapse of layer {layer}",
                     (
@@ -240,6 +249,7 @@ def measure(
         clip_ids=clip_ids,
         embeddings=layers,
         attention_entropy=None if entropy is None else float(entropy),
+        alarms=method.alarms(values),
     )
 
 

@@ -24,7 +24,7 @@ from auricle.data.manifest import Manifest, Sources
 from auricle.encoders.base import Encoder
 from auricle.errors import AuricleError, CheckpointError, TrainingError
 from auricle.methods.base import RunConfig, Step
-from auricle.training import checkpoint, folder, health, optim, parallel
+from auricle.training import checkpoint, folder, health, initial, optim, parallel
 from auricle.training.logs import RunLog
 from auricle.training.probe import OnlineProbe
 from auricle.training.processes import Processes, Signals
@@ -120,7 +120,10 @@ class _Loop:
             checkpoint.load_weights(newest, self.method)
         elif processes.main:
             torch.manual_seed(_seed(run.train.seed, "prepare"))
-            with contextlib.closing(self._stream(rank=0, world=1)) as stream:
+            with (
+                initial.given_weights(run, self.method.encoder),
+                contextlib.closing(self._stream(rank=0, world=1)) as stream,
+            ):
                 self.method.prepare(batch.to(self.device) for batch in stream)
         self.model: nn.Module = self.method
         if processes.count > 1:

@@ -13,6 +13,9 @@ from torch.nn.utils import get_total_norm
 from auricle.methods.base import TrainConfig
 from auricle.training.parallel import gathered
 
+FLOOR = 0.01
+"""Where `tri_stage` begins and ends, as a share of the peak."""
+
 
 def build_optimizer(
     model: nn.Module, train: TrainConfig, scales: Mapping[str, float] = MappingProxyType({})
@@ -39,15 +42,21 @@ def build_optimizer(
 
 
 def learning_rate(step: int, train: TrainConfig) -> float:
-    """Rate of update `step`, counted from 1: a linear rise from 0 to the peak, then the fall of `train.schedule`.
+    """Rate of update `step`, counted from 1: a rise to the peak, then what `train.schedule` says.
 
-    The fall reaches 0 just after the last step, so that every update moves the weights.
+    A fall to 0 gets there just after the last step, so that every update moves the weights. `tri_stage` is fairseq's:
+    from `FLOOR` of the peak up to it, the peak, and exponentially down to `FLOOR` of it.
     """
     rising = round(train.warmup * train.steps)
-    if step <= rising:
+    done, left = step - 1 - rising, train.steps - rising
+    if train.schedule == "tri_stage":
+        held = round(train.hold * train.steps)
+        if done < 0:
+            return train.lr * (FLOOR + (1 - FLOOR) * (step - 1) / rising)
+        return train.lr * math.pow(FLOOR, max(0, done - held) / max(1, left - held))
+    if done < 0:
         return train.lr * step / rising
-    done = (step - 1 - rising) / (train.steps - rising)
-    shape = {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "constant": 1.0}
+    shape = {"linear": 1 - done / left, "cosine": (1 + math.cos(math.pi * done / left)) / 2, "constant": 1.0}
     return train.lr * shape[train.schedule]
 
 
@@ -76,7 +85,8 @@ def update(
     gated = ~(norm.isfinite() & loss.isfinite())
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, train) * group["scale"]
-    optimizer.grad_scale = (count * (norm / train.clip_norm).clamp(min=1)).float()  # type: ignore[attr-defined]
+    excess = 1.0 if train.clip_norm is None else (norm / train.clip_norm).clamp(min=1)
+    optimizer.grad_scale = (count * excess).float()  # type: ignore[attr-defined]
     optimizer.found_inf = gated.float()  # type: ignore[attr-defined]
     optimizer.step()
     optimizer.zero_grad()
