@@ -22,6 +22,10 @@ METHODS = {
     "apc": "auricle.methods.apc:ApcRun",
     "trill": "auricle.methods.trill:TrillRun",
     "trill_distilled": "auricle.methods.trill_distilled:TrillDistilledRun",
+    "best_rq": "auricle.methods.best_rq:BestRqRun",
+    "data2vec2": "auricle.methods.data2vec2:Data2Vec2Run",
+    "hubert": "auricle.methods.hubert:HubertRun",
+    "data2vec": "auricle.methods.data2vec:Data2VecRun",
 }
 """Method → its run config."""
 
@@ -56,6 +60,29 @@ PRESETS = {
     "trill_base": "auricle.methods.trill:trill_base",
     "trill_distilled_tiny": "auricle.methods.trill_distilled:trill_distilled_tiny",
     "trill_distilled": "auricle.methods.trill_distilled:trill_distilled",
+    "best_rq_tiny": "auricle.methods.best_rq:best_rq_tiny",
+    "best_rq_base": "auricle.methods.best_rq:best_rq_base",
+    "data2vec2_base": "auricle.methods.data2vec2:data2vec2_base",
+    "data2vec2_music_tiny": "auricle.methods.data2vec2:data2vec2_music_tiny",
+    "hubert_tiny": "auricle.methods.hubert:hubert_tiny",
+    "hubert_base": "auricle.methods.hubert:hubert_base",
+    "hubert_base_iter2": "auricle.methods.hubert:hubert_base_iter2",
+    "musichubert_tiny": "auricle.methods.hubert:musichubert_tiny",
+    "musichubert_tiny_iter2": "auricle.methods.hubert:musichubert_tiny_iter2",
+    "musichubert_k500": "auricle.methods.hubert:musichubert_k500",
+    "musichubert_k500_mfcc60": "auricle.methods.hubert:musichubert_k500_mfcc60",
+    "musichubert_k2000_iter1": "auricle.methods.hubert:musichubert_k2000_iter1",
+    "musichubert_k2000_iter2": "auricle.methods.hubert:musichubert_k2000_iter2",
+    "data2vec_base": "auricle.methods.data2vec:data2vec_base",
+    "music2vec_tiny": "auricle.methods.music2vec:music2vec_tiny",
+    "music2vec_vanilla": "auricle.methods.music2vec:music2vec_vanilla",
+    "music2vec_800k": "auricle.methods.music2vec:music2vec_800k",
+    "music2vec_crop5s": "auricle.methods.music2vec:music2vec_crop5s",
+    "music2vec_prob50": "auricle.methods.music2vec:music2vec_prob50",
+    "music2vec_prob80": "auricle.methods.music2vec:music2vec_prob80",
+    "music2vec_span5": "auricle.methods.music2vec:music2vec_span5",
+    "music2vec_span15": "auricle.methods.music2vec:music2vec_span15",
+    "music2vec_target12": "auricle.methods.music2vec:music2vec_target12",
 }
 """Preset → the function that makes its run config."""
 

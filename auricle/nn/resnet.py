@@ -49,8 +49,10 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (N, C, H, W) to the 3 x 3 convolution's output before its ReLU (N, width, h, w), and the block's own."""
-        inner = self.spread_norm(self.spread(F.relu(self.reduce_norm(self.reduce(x)))))
-        return inner, F.relu(self.expand_norm(self.expand(F.relu(inner))) + self.shortcut(x))
+        # In place, which spares memory traffic: no norm's gradient needs the norm's output, nor ReLU's its input.
+        inner = self.spread_norm(self.spread(F.relu_(self.reduce_norm(self.reduce(x)))))
+        out = self.expand_norm(self.expand(F.relu(inner)))
+        return inner, F.relu_(out.add_(self.shortcut(x)))
 
 
 class Resnetish(nn.Module):
@@ -81,7 +83,7 @@ class Resnetish(nn.Module):
         Stem and first stage have (N, C, ⌈T / 2⌉, ⌈F / 2⌉), each later stage half of that in both. The convolution's
         output, before its ReLU, has a quarter of the last stage's channels.
         """
-        x = F.max_pool2d(F.relu(self.stem_norm(self.stem(x))), 3, 2, 1)
+        x = F.max_pool2d(F.relu_(self.stem_norm(self.stem(x))), 3, 2, 1)
         stages, inner = [x], x
         for number, block in enumerate(self.blocks, 1):
             inner, x = block(x)
