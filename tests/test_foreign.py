@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from transformers import BertConfig
 from transformers.audio_utils import mel_filter_bank
 from transformers.models.bert.modeling_bert import BertEncoder
+from waveform_models import NAMESPACE, VARIANTS, built, fairseq
 
 from auricle import cli
 from auricle.encoders import FAMILIES
@@ -553,6 +554,8 @@ def small(project, folder):
         return cpc(folder / "checkpoint_30.pt")[0]
     if project == "audiomae":
         return audiomae(folder / "pretrained.pth")[0]
+    if project == "fairseq":
+        return fairseq(built(*VARIANTS["hubert base"]), folder / "hubert.pt", args=argparse.Namespace(**NAMESPACE))
     return mae_ast(folder / "patch.pt")[0]
 
 

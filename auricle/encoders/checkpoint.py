@@ -33,7 +33,9 @@ def save(encoder: Encoder, folder: Path | str, **extra: Any) -> None:
     Raises `CheckpointError` for an encoder that is somebody's code rather than one of our families.
     """
     if encoder.family not in FAMILIES:
-        raise CheckpointError(f"{encoder.name or encoder.family}: an encoder loaded from Python code cannot be saved")
+        raise CheckpointError(
+            f"{encoder.name or encoder.family}: an encoder that is somebody else's code cannot be saved"
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     description = {
@@ -56,8 +58,9 @@ def load(name: str | Path, device: torch.device | str = "cpu") -> Encoder:
     """An encoder in evaluation mode on `device`, by any of the forms in `auricle.encoders.ENCODER_FORMS`.
 
     `untrained:FOLDER` builds the folder's network anew under its seed: the run's own step 0; `s3prl:FILE` and the like
-    convert another project's checkpoint, which `save` then writes as ours. Raises `CheckpointError`
-    for a missing, damaged or newer checkpoint, `ConfigError` for an unknown name and for code that cannot be used.
+    convert another project's checkpoint, which `save` then writes as ours; `hf:NAME` is a folder of Hugging Face's
+    layout, or of ours, here or on the Hub. Raises `CheckpointError` for a missing, damaged or newer checkpoint,
+    `ConfigError` for an unknown name and for code that cannot be used.
     """
     name = str(name)
     encoder = _find(name)
@@ -78,11 +81,16 @@ def _find(name: str) -> Encoder:
     if name.startswith("untrained:"):
         return _load_untrained(Path(name.removeprefix("untrained:")))
     project, _, file = name.partition(":")
+    if file and project == "hf":
+        from auricle.encoders.huggingface import load_huggingface  # which imports this module
+
+        with torch.random.fork_rng(_gpus()):
+            return load_huggingface(file)
     if file and project in PROJECTS:
         with torch.random.fork_rng(_gpus()):  # building draws weights; the caller's generator must not notice
             return load_foreign(project, Path(file))
     if Path(name).exists():
-        return _load_folder(Path(name))
+        return load_folder(Path(name))
     if re.fullmatch(r"[\w.]+:[\w.]+", name):
         return load_callable(name)
     beside = Path(name).absolute().parent
@@ -92,7 +100,8 @@ def _find(name: str) -> Encoder:
     raise ConfigError(f"unknown encoder '{name}'; {hint}known forms: {', '.join(ENCODER_FORMS)}")
 
 
-def _load_folder(path: Path) -> Encoder:
+def load_folder(path: Path) -> Encoder:
+    """The encoder of ours in a run or checkpoint folder. Raises `CheckpointError`."""
     folder, description = _describe(path)
     with torch.random.fork_rng(_gpus()):  # building draws weights; the caller's generator must not notice
         encoder = _build(description["family"], description["config"], folder / CONFIG)

@@ -166,7 +166,8 @@ class Trill(Encoder):
 
     def _embed(self, patches: Tensor, layers: Sequence[int]) -> list[Tensor]:
         """The outputs `layers` of patches (N, patch_frames, F), each (N, D); in evaluation mode in bounded groups."""
-        groups = [patches] if self.training else torch.split(patches, _PATCHES_AT_ONCE)
+        together = self.training or torch.compiler.is_exporting()
+        groups = [patches] if together else torch.split(patches, _PATCHES_AT_ONCE)
         states = [self._outputs(group[:, None], layers) for group in groups]
         return [torch.cat(parts) for parts in zip(*states, strict=True)]
 

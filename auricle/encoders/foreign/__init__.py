@@ -10,5 +10,6 @@ PROJECTS = {
     "cpc": "auricle.encoders.foreign.cpc_audio",
     "audiomae": "auricle.encoders.foreign.audiomae",
     "mae-ast": "auricle.encoders.foreign.mae_ast",
+    "fairseq": "auricle.encoders.foreign.fairseq",
 }
 """Form of name → its module: `KEEP`, the file's entries that matter, and `convert(entries, place)`."""
