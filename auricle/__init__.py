@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from auricle.evaluation.finetuning.loop import finetune
     from auricle.evaluation.finetuning.predict import predict
     from auricle.evaluation.run import evaluate
+    from auricle.exporting.run import export
     from auricle.methods import preset
     from auricle.report.build import build_report
     from auricle.training.loop import pretrain, resume
@@ -37,6 +38,7 @@ _HOMES = {
     "check": "auricle.encoders.check",
     "embed": "auricle.embedding.extract",
     "evaluate": "auricle.evaluation.run",
+    "export": "auricle.exporting.run",
     "finetune": "auricle.evaluation.finetuning.loop",
     "load": "auricle.encoders.checkpoint",
     "predict": "auricle.evaluation.finetuning.predict",
@@ -55,6 +57,7 @@ __all__ = [  # noqa: RUF022 -- in the order of the flow
     "evaluate",
     "finetune",
     "predict",
+    "export",
     "check",
     "build_report",
     "Encoder",

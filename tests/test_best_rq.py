@@ -26,9 +26,13 @@ SMALL = {"dim": 32, "heads": 4, "ffn": 64, "layers": 2, "front_end": {"n_mels": 
 STILL = {"position_jitter": 0}
 
 
-def small(name: str = "best_rq_tiny", encoder: dict | None = None, **objective: object) -> BestRqRun:
+def small(name: str = "best_rq_music_tiny", encoder: dict | None = None, **objective: object) -> BestRqRun:
     """A preset at toy size."""
-    run = edit(preset(name), encoder=SMALL, objective={"codes": 24, "code_dim": 5, "span": 6})
+    run = edit(
+        preset(name),
+        encoder=SMALL,
+        objective={"codes": 24, "code_dim": 5, "codebooks": 3, "span": 6, "count_batches": 2},
+    )
     return edit(run, encoder=encoder or {}, objective=objective)  # type: ignore[return-value]
 
 
@@ -100,7 +104,8 @@ def test_normalised_frames_use_the_codes_and_others_do_not():
 CASES = {
     "tiny": small(),
     "base": small("best_rq_base"),
-    "codebooks": small(codebooks=3),
+    "one codebook": small(codebooks=1),
+    "by the utterance": small("best_rq_tiny"),
     "post-norm, single frames": small(encoder={"norm": "post", "front_end": {"stack": 1}}, noise_std=0.0),
 }
 every = pytest.mark.parametrize("run", CASES.values(), ids=CASES)
@@ -151,7 +156,7 @@ def test_loss_is_the_reference(run, monkeypatch):
     torch.manual_seed(0)
     model, batch = run.build().eval(), batch_of(1.5, 1.0, 0.6)
     heard = [batch_of(1.1, 0.4, seed=5), batch_of(0.7, seed=6)]
-    model.prepare(heard)
+    model.prepare(heard + heard)
     counts = [Counter() for _ in range(run.objective.codebooks)]
     for each in heard:
         x, lengths = model.encoder.features(each.waveforms, each.lengths)
@@ -232,7 +237,7 @@ def test_unheard_of_labels_cost_what_chance_costs():
 
 
 def test_counting_ends_after_so_many_batches():
-    model, taken = small(count_batches=2).build(), []
+    model, taken = small().build(), []
 
     def endless():
         while True:
@@ -240,8 +245,25 @@ def test_counting_ends_after_so_many_batches():
             yield taken[-1]
 
     model.prepare(endless())
-    assert len(taken) == 2
-    assert model.label_counts.sum() == 2 * 25
+    assert len(taken) == 2 + 2
+    assert model.label_counts.sum(1).tolist() == [2 * 25] * 3
+
+
+def test_the_encoder_is_given_its_statistics(tmp_path):
+    torch.manual_seed(0)
+    model = small().build()
+    heard = [batch_of(1.0, 0.6, seed=1), batch_of(0.8, seed=2)]
+    model.prepare(heard + heard)
+    features = (model.encoder.features(each.waveforms, each.lengths) for each in heard)
+    frames = torch.cat([clip[:length] for x, lengths in features for clip, length in zip(x, lengths, strict=True)])
+    torch.testing.assert_close(frames.mean(0), torch.zeros(40), rtol=0, atol=1e-4)
+    torch.testing.assert_close(frames.std(0, correction=0), torch.ones(40), rtol=0, atol=1e-3)
+    muffled = batch_of(0.5)
+    muffled.waveforms[:, 1:] += muffled.waveforms[:, :-1].clone()  # all the clip long
+    plain, other = (model.encoder.features(each.waveforms, each.lengths)[0] for each in (batch_of(0.5), muffled))
+    assert (plain.mean(1) - other.mean(1)).abs().max() > 0.5  # is heard
+    save(model.encoder, tmp_path / "encoder", seed=0)
+    assert torch.equal(load(tmp_path / "encoder").features(muffled.waveforms, muffled.lengths)[0], other)
 
 
 def test_a_clip_too_short_to_mask_has_no_say():
@@ -267,7 +289,7 @@ def test_bfloat16_follows_float32(monkeypatch):
 def test_pictures():
     torch.manual_seed(0)
     model, batch = small(codes=100).build().eval(), batch_of(0.7, 1.0)
-    model.prepare([batch_of(3.0, 3.0)])
+    model.prepare([batch_of(3.0, 3.0)] * 4)
     pictures = model.visualize(batch)
     hidden = 6 * round(0.4 * 35 / 6)
     assert {name: tuple(picture.shape) for name, picture in pictures.items()} == {
@@ -320,7 +342,7 @@ def test_training_learns_what_frequencies_cannot_know():
     torch.manual_seed(0)
     encoder = {"dim": 128, "ffn": 256, "position_jitter": 0}
     model = small(encoder=encoder, codebooks=2, span=3, mask_fraction=0.3).build()
-    model.prepare([chimes(16, seed=0)])
+    model.prepare([chimes(16, seed=0)] * 4)
     model.train()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     for number in range(150):
@@ -390,7 +412,7 @@ def test_two_processes_have_the_gradient_of_one(tmp_path, monkeypatch):
         torch.testing.assert_close(found, whole, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["best_rq_tiny", "best_rq_base"])
+@pytest.mark.parametrize("name", ["best_rq_tiny", "best_rq_music_tiny", "best_rq_base"])
 def test_presets_go_through_yaml(name):
     run = preset(name)
     values = {"format": 1, "auricle": "0.1.0", "method": run.method} | run.model_dump(mode="json")
@@ -400,7 +422,8 @@ def test_presets_go_through_yaml(name):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"encoder": {"front_end": {"normalize": "none"}}}, "front_end.normalize"),
+        ({"encoder": {"front_end": {"normalize": "none"}}}, "encoder.standardize"),
+        ({"encoder": {"standardize": True}}, "standardize: front_end.normalize 'utterance'"),
         ({"objective": {"codebook": 2}}, "did you mean 'codebooks'|objective.codebooks"),
         ({"objective": {"mask_fraction": 0}}, "mask_fraction"),
     ],

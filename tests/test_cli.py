@@ -153,8 +153,8 @@ assert "torch" not in sys.modules
 
 def test_public_names_are_these():
     assert auricle.__all__ == [
-        "__version__", "load", "pretrain", "resume", "preset", "embed", "evaluate", "finetune", "predict", "check",
-        "build_report", "Encoder", "Frames", "Manifest", "AuricleError",
+        "__version__", "load", "pretrain", "resume", "preset", "embed", "evaluate", "finetune", "predict", "export",
+        "check", "build_report", "Encoder", "Frames", "Manifest", "AuricleError",
     ]  # fmt: skip
     assert all(getattr(auricle, name) is not None for name in auricle.__all__)
 
@@ -166,13 +166,16 @@ def test_options_are_these(capsys):
         "embed": {"data", "output", "level", "layers", "pool", "dtype", "precision", "batch-seconds", "workers",
                   "max-skipped", "device", "json"},
         "evaluate": {"suite", "tasks", "data", "target", "level", "metric", "split", "group", "unit", "pool", "heads",
-                     "layers", "seeds", "output", "overwrite", "device", "json"},
+                     "layers", "seeds", "trials", "trial-count", "as-norm", "center", "output", "overwrite", "device",
+                     "json"},
         "finetune": {"data", "target", "output", "level", "metric", "split", "fold", "group", "unit", "json", "blocks",
                      "head", "hidden", "epochs", "batch", "batch-seconds", "crop-s", "lr", "layer-decay", "warmup",
                      "schedule", "betas", "weight-decay", "clip-norm", "mixup", "mixup-beta", "time-mask",
-                     "frequency-mask", "drop-time", "drop-frequency", "balanced", "valid-every", "patience", "seed",
+                     "frequency-mask", "noise", "roll", "drop-time", "drop-frequency", "drop-path", "loss", "balanced",
+                     "valid-every", "patience", "seed",
                      "precision", "device", "workers", "max-skipped", "recipe"},
         "predict": {"data", "output", "batch-seconds", "workers", "device"},
+        "export": {"format", "output", "layers"},
         "report": {"output"},
         "list": {"json"},
         "check": set(),

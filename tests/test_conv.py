@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from auricle.nn.conv import ChannelNorm, ConvLayer, WaveformConvolutions, _convolve, _multiply
+from auricle.nn.conv import ChannelNorm, ConvLayer, WaveformConvolutions, _multiply, convolve
 
 CPC = ((10, 8, 4, 4, 4), (5, 4, 2, 2, 2), (3, 2, 1, 1, 1))
 HUBERT = ((10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2), (0,) * 7)
@@ -60,10 +60,34 @@ def test_both_products_are_the_convolution_and_have_its_gradient(kernel, stride,
     wanted = F.conv1d(x.transpose(1, 2), weight, shift, stride, padding).transpose(1, 2)
     leaves = [x, weight, *([shift] if bias else [])]
     gradients = torch.autograd.grad(wanted.square().sum(), leaves)
-    for product in (_convolve, _multiply):
+    for product in (convolve, _multiply):
         found = product(x, weight, shift, stride, padding)
         torch.testing.assert_close(found, wanted)
         torch.testing.assert_close(torch.autograd.grad(found.square().sum(), leaves), gradients)
+
+
+@pytest.mark.parametrize("groups", [2, 6])
+def test_groups_are_convolved_apart(groups):
+    torch.manual_seed(0)
+    x = torch.randn(2, 9, 6, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(6, 6 // groups, 4, dtype=torch.float64, requires_grad=True)
+    wanted = F.conv1d(x.mT, weight, None, padding=2, groups=groups).mT
+    found = convolve(x, weight, None, padding=2, groups=groups)
+    torch.testing.assert_close(found, wanted)
+    gradients = [torch.autograd.grad(out.pow(3).sum(), [x, weight]) for out in (found, wanted)]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_by_the_hundred_have_the_same_gradients(dtype):
+    torch.manual_seed(0)
+    x, weight = torch.randn(3, 301, 24), torch.randn(16, 24, 3) / 9
+    exact = [value.double().requires_grad_() for value in (x, weight)]
+    rough = [value.to(dtype).requires_grad_() for value in (x, weight)]
+    wanted = torch.autograd.grad(F.conv1d(exact[0].mT, exact[1], None, 2).square().mean(), exact)
+    found = torch.autograd.grad(convolve(rough[0], rough[1], None, 2).float().square().mean(), rough)
+    for one, two in zip(found, wanted, strict=True):
+        assert (one - two).norm() / two.norm() < (1e-5 if dtype == torch.float32 else 2e-2)
 
 
 def test_channel_norm_of_random_scales():

@@ -21,7 +21,9 @@ from auricle.encoders.checkpoint import load, save
 from auricle.encoders.waveform import WaveformEncoder
 from auricle.errors import ConfigError
 from auricle.methods import preset, run_from_yaml
+from auricle.methods.base import TrainConfig
 from auricle.methods.data2vec import Data2Vec, Data2VecRun
+from auricle.training import optim
 from auricle.training.loop import pretrain, resume
 
 RATE = 16_000
@@ -272,6 +274,20 @@ def test_layers_are_dropped_in_training_alone_alike_for_a_step():
     assert 4 <= len(set(losses)) <= 8  # the subsets of three blocks
     model.eval()
     assert len({loss(step) for step in range(20)}) == 1
+
+
+def test_the_convolutions_learn_at_their_own_rate():
+    model = small(convolution_rate=0.1).build()
+    train = TrainConfig(lr=1e-2, warmup=0.0, schedule="constant", weight_decay=0.0)
+    optimizer = optim.build_optimizer(model, train, model.rates())
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
+    for weight in model.parameters():
+        weight.grad = torch.ones_like(weight) if weight.requires_grad else None
+    optim.update(optimizer, 1, train, torch.tensor(1.0), torch.tensor(1.0))
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:  # Adam's first step is the learning rate
+            step = (before[name] - weight.detach()).mean().item()
+            assert step == pytest.approx(1e-3 if "convolutions" in name else 1e-2, rel=1e-2), name
 
 
 def test_bfloat16_follows_float32():

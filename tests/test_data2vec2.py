@@ -150,18 +150,21 @@ def reference(model: Data2Vec2, batch: Batch, hidden: Tensor) -> dict[str, float
     model, config = model.double(), model.config
     teacher = upper(model.teacher.module)
     norm = model.encoder.config.norm
-    costs, trivials, wanted_frames, predicted_frames, features, total = [], [], [], [], [], 0
+    features, projected, layers = [], [], []
     for row, samples in enumerate(batch.lengths.tolist()):
         waveform, length = batch.waveforms[row : row + 1, :samples].double(), batch.lengths[row : row + 1]
         features.append(model.encoder.features(waveform, length)[0][0])
-        x = model.encoder.project(features[-1])  # (T, D)
-        total += len(x)
-        y = x
+        projected.append(model.encoder.project(features[-1]))  # (T, D)
+        y = projected[-1]
         if config.own_convolutions:
             y = model.teacher.module.project(model.teacher.module.features(waveform, length)[0])[0]
         y = teacher.norm(y + teacher.positions(y[None], None)[0])
-        layers = plain_blocks(teacher, y, norm)[1][-config.top_layers :]
-        targets = sum((f - f.mean(0)) / (f.var(0, correction=0) + 1e-5).sqrt() for f in layers) / len(layers)
+        layers.append(torch.stack(plain_blocks(teacher, y, norm)[1][-config.top_layers :]))  # (K, T, D)
+    costs, trivials, wanted_frames, predicted_frames = [], [], [], []
+    for row, x in enumerate(projected):
+        pool = layers[row] if config.targets_over == "clip" else torch.cat(layers, 1)
+        deviation = (pool.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+        targets = ((layers[row] - pool.mean(1, keepdim=True)) / deviation).mean(0)
         for copy in range(config.copies):
             mask = hidden[row * config.copies + copy, : len(x)]
             z = x.clone()
@@ -181,7 +184,7 @@ def reference(model: Data2Vec2, batch: Batch, hidden: Tensor) -> dict[str, float
     root = math.sqrt(model.encoder.config.dim)
     found = {"loss": np.mean(costs) / root, "trivial": np.mean(trivials) / root, "count": len(costs)}
     found["r2"] = 1 - found["loss"] / found["trivial"]
-    found["masked"] = len(costs) / (total * config.copies)
+    found["masked"] = len(costs) / (sum(map(len, projected)) * config.copies)
     found["target_std"] = torch.cat(wanted_frames).std(0, correction=0).mean().item()
     found["prediction_std"] = torch.cat(predicted_frames).std(0, correction=0).mean().item()
     found["features_std"] = torch.cat(features).std(0, correction=0).mean().item()
@@ -193,6 +196,7 @@ CASES = {
     "base": small(),
     "teacher with convolutions of its own": small(own_convolutions=True),
     "pre-norm": small({"norm": "pre"}),
+    "targets over the batch": small(targets_over="batch"),
     "inverse, all layers": small(inverse=True, top_layers=3, mask_fraction=0.4),
     "one copy, decoder as wide": small(copies=1, decoder_dim=32, span=3),
     "HuBERT's network": small(

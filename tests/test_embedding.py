@@ -27,6 +27,8 @@ from auricle.embedding import extract, store
 from auricle.embedding.extract import embed, encode_clips, encode_frames, grid_times, nearest_frames
 from auricle.encoders.base import Encoder, Frames
 from auricle.errors import ConfigError, TooManySkipsError
+from auricle.methods.base import TrainConfig
+from auricle.training.optim import autocast_dtype
 
 RATE = 4000
 
@@ -312,6 +314,7 @@ def test_killed_at_any_moment_the_folder_is_finished_bit_for_bit(corpus, manifes
         ({"pool": "meanstd"}, "pool"),
         ({"level": "frames"}, "level"),
         ({"dtype": "float16"}, "dtype"),
+        ({"precision": "bf16"}, "precision = fp32, now bf16"),
         ({"shard_clips": 5}, "shard"),
         ({"batch_seconds": 2.0}, "batch_seconds"),
         ({"rows": [0, 2, 1]}, "manifest"),
@@ -443,6 +446,39 @@ def test_values_beyond_float16_are_skipped_not_stored_as_infinity(manifest, tmp_
         encoder.weight[:, 0] = 1e6
     assert quiet(encoder, manifest, tmp_path / "half", dtype="float16", level="frames").skipped == 12
     assert quiet(encoder, manifest, tmp_path / "single").skipped == 0
+
+
+def test_bf16_computes_in_bfloat16_and_stores_what_is_asked(manifest, tmp_path):
+    """Products of bfloat16: each value is within their rounding of the exact one, and not within float32's."""
+    encoder = Windows()
+    quiet(encoder, manifest, tmp_path / "bf16", precision="bf16", level="frames")
+    quiet(encoder, manifest, tmp_path / "half", precision="bf16", level="frames", dtype="float16")
+    table = store.read(tmp_path / "bf16").to_table()
+    assert table.schema.field("frames").type == pa.list_(pa.list_(pa.float32(), 3))
+    assert store.metadata(table.schema)["precision"] == "bf16"
+    half = store.read(tmp_path / "half").to_table()
+    assert half.schema.field("frames").type == pa.list_(pa.list_(pa.float16(), 3))
+    errors = []
+    for row, expected in enumerate(reference(manifest)):
+        found = np.array(table["frames"][row].as_py())
+        errors.append(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+        np.testing.assert_array_equal(half["frames"][row].as_py(), found.astype(np.float16))
+    assert 2**-12 < np.mean(errors) < 2**-7  # bfloat16 keeps 8 bits
+
+
+@pytest.mark.parametrize("pool", ["mean", "meanstd"])
+def test_frames_of_bf16_are_pooled_in_float32(manifest, pool):
+    """Layer 0 is made without products, so that nothing of it may be rounded."""
+    exact, found = (
+        encode_clips(Windows(), manifest, layers=[0], pool=pool, precision=name).values for name in ("fp32", "bf16")
+    )
+    np.testing.assert_array_equal(found, exact)
+
+
+def test_auto_is_the_precision_that_it_settles_on(manifest, tmp_path):
+    settled = "fp32" if autocast_dtype(TrainConfig(precision="auto"), torch.device("cpu")) is None else "bf16"
+    quiet(Windows(), manifest, tmp_path, precision="auto")
+    assert quiet(Windows(), manifest, tmp_path, precision=settled).reused == 3
 
 
 def test_an_encoder_in_training_is_used_in_evaluation_mode_and_given_back(manifest):

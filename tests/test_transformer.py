@@ -169,7 +169,7 @@ def test_true_frames_alone_give_what_the_padded_batch_gives(monkeypatch, scores)
         torch.testing.assert_close(ours, plain)
 
 
-@pytest.mark.parametrize("shape", [(40,), (3, 40), (2, 300, 40), (0, 40)])
+@pytest.mark.parametrize("shape", [(40,), (3, 40), (16, 40), (2, 300, 40), (0, 40)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_linear_is_pytorchs(shape, dtype):
     torch.manual_seed(0)

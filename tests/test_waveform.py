@@ -432,20 +432,22 @@ def test_impossible_networks_are_refused(changes, message):
 @pytest.mark.parametrize("config", [VARIANTS["hubert"], VARIANTS["data2vec"]], ids=["hubert", "data2vec"])
 def test_compiled_once_for_all_shapes_it_equals_eager(config):
     torch.manual_seed(0)
+    torch._dynamo.reset()
     off = {"input_dropout": 0.0, "dropout": 0.0, "attention_dropout": 0.0}
+    off |= {"kernels": (10, 3, 2), "strides": (5, 2, 2), "layers": 2}  # fewer to compile
     model, plain = WaveformEncoder(edit(config, **off)).train(), WaveformEncoder(edit(config, **off)).train()
     plain.load_state_dict(model.state_dict())
     features = torch.compile(model.features, dynamic=True, fullgraph=True)
     encode = torch.compile(model.encode, dynamic=True, fullgraph=True)
     with torch._dynamo.config.patch(error_on_recompile=True):
-        for lengths in ((6000, 5000), (9000, 8000, 7777), (4000, 3000)):
+        for lengths in ((600, 500, 480), (650, 640, 540, 333), (450, 400)):
             batch = clips(*lengths)
-            keep = torch.rand(3) < 0.5
+            keep = torch.rand(2) < 0.5
             x, counts = features(*batch)
             mask = torch.rand(x.shape[:2]) < 0.3
-            states = encode(x, counts, layers=[0, 3], mask=mask, keep=keep).hidden_states
+            states = encode(x, counts, layers=[0, 2], mask=mask, keep=keep).hidden_states
             y, _ = plain.features(*batch)
-            wanted = plain.encode(y, counts, layers=[0, 3], mask=mask, keep=keep).hidden_states
+            wanted = plain.encode(y, counts, layers=[0, 2], mask=mask, keep=keep).hidden_states
             assert difference(states, wanted, counts.tolist()) < 1e-4
             for one, parameters in ((states, model), (wanted, plain)):
                 loss = sum(state[row, :n].pow(3).mean() for state in one for row, n in enumerate(counts.tolist()))

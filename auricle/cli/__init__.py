@@ -10,7 +10,7 @@ import auricle
 from auricle.cli.learn import demo, finetune, pretrain
 from auricle.cli.names import check, list_names, prepare
 from auricle.cli.options import Args
-from auricle.cli.use import embed, evaluate, predict, report
+from auricle.cli.use import embed, evaluate, export, predict, report
 from auricle.errors import AuricleError, ConfigError, unknown
 
 VERBS: dict[str, Callable[[Args], int | None]] = {
@@ -20,6 +20,7 @@ VERBS: dict[str, Callable[[Args], int | None]] = {
     "evaluate": evaluate,
     "finetune": finetune,
     "predict": predict,
+    "export": export,
     "report": report,
     "list": list_names,
     "check": check,

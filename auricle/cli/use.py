@@ -1,4 +1,4 @@
-"""Verbs that use encoders: embed, evaluate, predict, and report."""
+"""Verbs that use encoders: embed, evaluate, predict, export, and report."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Evaluate:
     data: tuple[Path, ...] = ()
     """Your own labelled recordings: manifests or folders."""
     target: str | None = None
-    """Column of --data to predict."""
+    """Column of --data to predict; for suite verification the speakers (speaker unless set)."""
     level: Literal["clip", "frame"] | None = None
     """Chosen by the column unless set: interval columns are probed by frame."""
     metric: str | None = None
@@ -100,6 +100,14 @@ class Evaluate:
     """Layers to try: all, last, a named output such as layer19, or numbers such as 3,5; the choice is made on dev."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the heads."""
+    trials: str | None = None
+    """Of verification-clean: a file of lines `label enrol test`, or a list (voxceleb1-o-cleaned, ...) in --data."""
+    trial_count: int = 10_000
+    """Trials drawn of each kind, same and different speaker, where none are given; 0: all pairs."""
+    as_norm: int = 0
+    """Clips of the cohort by which verification scores are normalised; 0: not at all."""
+    center: bool = False
+    """Subtract the cohort's mean before verification."""
     output: Path = Path("results")
     """Results folder."""
     overwrite: Literal["always", "never", "only-missing"] = "only-missing"
@@ -131,6 +139,10 @@ def evaluate(args: Args) -> None:
         heads=options.heads,
         layers=layers(options.layers),
         seeds=options.seeds,
+        trials=options.trials,
+        trial_count=options.trial_count,
+        as_norm=options.as_norm,
+        center=options.center,
         output=options.output,
         overwrite=options.overwrite,
         device=device(options.device),
@@ -170,6 +182,29 @@ def predict(args: Args) -> None:
         device=device(options.device),
     )
     print(f"{options.output}: {rows.num_rows} rows")
+
+
+@dataclasses.dataclass
+class Export:
+    """An encoder for other people's tools."""
+
+    encoder: Annotated[str, tyro.conf.Positional]
+    """A run folder, or another form (auricle list encoders)."""
+    format: Literal["hf", "onnx"]
+    """hf: a folder that transformers opens with from_pretrained; onnx: a graph, front end included, for onnxruntime."""
+    output: Path
+    """Folder to make."""
+    layers: str = "last"
+    """Of onnx: last, all, mean, a named output such as layer19, or numbers such as 0,3."""
+
+
+def export(args: Args) -> None:
+    """For other tools: `auricle export runs/hubert --format hf --output hubert/`, or `--format onnx`."""
+    options = parse(Export, "export", args)
+    from auricle.exporting.run import export as run
+
+    folder = run(options.encoder, options.output, format=options.format, layers=layers(options.layers))
+    print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
 
 
 @dataclasses.dataclass

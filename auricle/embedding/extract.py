@@ -122,8 +122,10 @@ def embed(
 
     Shards are fixed by the manifest and the options; a second start computes those that are missing, and ends with
     the bytes an uninterrupted one would have written (same machine, versions and thread count). `pool` counts at clip
-    level only. `batch_seconds` is the padded audio in a batch, `shard_clips` the most clips in a shard; `device`
-    defaults to where the encoder is. With `overwrite`, embeddings found in `output` are deleted first.
+    level only. `precision` is the network's (`bf16`: under autocast; `auto`: bf16 where the hardware multiplies it
+    natively), `dtype` that of what is stored; layers are pooled in float32. `batch_seconds` is the padded audio in a
+    batch, `shard_clips` the most clips in a shard; `device` defaults to where the encoder is. With `overwrite`,
+    embeddings found in `output` are deleted first.
 
     Raises `ConfigError` when `output` holds other things, is being written by another process or cannot be written;
     `TooManySkipsError`, after finishing, when more than the share `max_skipped` of all clips could not be used.
@@ -233,6 +235,29 @@ def encode_frames(
     clip = np.repeat(np.arange(len(manifest)), np.diff(ends))
     time_s = np.concatenate([np.empty(0), *points])
     return FrameEmbeddings(_keep(values, found), clip[found], time_s[found], skipped)
+
+
+def encode_streams(
+    encoder: Encoder, manifest: Manifest, *, batch_seconds: float = 120.0
+) -> tuple[dict[int, np.ndarray], list[Skip]]:
+    """The streams (C, E) of each clip by row number, of an encoder that has them; and the clips that have none."""
+    job, skipped = _Job(encoder, manifest, "last", batch_seconds, "fp32", 0), list[Skip]()
+    found: dict[int, np.ndarray] = {}
+    rate, equal, training = encoder.sample_rate, not encoder.pads_safely, encoder.training
+    encoder.eval()
+    try:
+        for rows, batch in clip_batches(manifest, rate, batch_seconds, equal_lengths=equal):
+            skipped += batch.skipped
+            if len(rows):
+                batch = batch.to(encoder.device)
+                with torch.inference_mode():
+                    streams = encoder.streams(batch.waveforms, batch.lengths).float().cpu().numpy()
+                found.update(zip(rows.tolist(), streams, strict=True))
+    finally:
+        encoder.train(training)
+    sick = [row for row, stream in found.items() if not np.isfinite(stream).all()]
+    skipped += [job._skip(row, "its streams have NaN or infinity") for row in sick]
+    return {row: stream for row, stream in found.items() if row not in sick}, skipped
 
 
 def grid_times(duration_s: float) -> np.ndarray:

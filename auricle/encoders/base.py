@@ -89,6 +89,18 @@ class Encoder(nn.Module):
         """
         self.encode = torch.compile(self.encode, dynamic=True)  # type: ignore[method-assign]
 
+    @property
+    def has_streams(self) -> bool:
+        """Whether the encoder tells talkers apart: whether it has `streams`."""
+        return type(self).streams is not Encoder.streams
+
+    def streams(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
+        """The talkers in mixtures (B, S) of `lengths` (B,) samples: C unit vectors each, (B, C, E), in no order.
+
+        Optional: most encoders give a clip one embedding, and raise `NotImplementedError`.
+        """
+        raise NotImplementedError(f"{self.name or self.family} does not tell talkers apart")
+
     def attention_entropy(self, frames: Frames) -> Tensor | None:
         """How widely attention looks, given `frames` of all layers: () from 0 (one frame) to 1 (all frames alike).
 

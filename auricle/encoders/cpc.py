@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from auricle.config import Config
 from auricle.encoders.base import Encoder, Frames, Stretch
 from auricle.nn.conv import WaveformConvolutions
+from auricle.nn.recurrent import onnx_recurrent
 
 SAMPLE_RATE = 16_000
 _KERNELS, _STRIDES, _PADDINGS = (10, 8, 4, 4, 4), (5, 4, 2, 2, 2), (3, 2, 1, 1, 1)
@@ -63,7 +64,7 @@ class CpcEncoder(Encoder):
     def encode(self, x: Tensor, lengths: Tensor, *, layers: Sequence[int] | None = None) -> Frames:
         """z itself and its context c (B, T, D). The context is causal, so padding behind a clip does not reach it."""
         layers = range(len(self.dims)) if layers is None else layers
-        context = self.context(x)[0] if 1 in layers else x
+        context = self._context(x) if 1 in layers else x
         return Frames([context if layer else x for layer in layers], lengths)
 
     def stretches(self, waveforms: Tensor, lengths: Tensor, layers: Sequence[int] | None = None) -> Iterator[Stretch]:
@@ -77,6 +78,13 @@ class CpcEncoder(Encoder):
             states = [context if layer else x for layer in layers]
             yield torch.arange(len(x)), Frames(states, left.clamp(0, x.shape[1]))
             left = left - x.shape[1]
+
+    def _context(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_exporting():
+            return self.context(x)[0]  # type: ignore[no-any-return]
+        for weights in self.context.all_weights:
+            x = onnx_recurrent(self.context.mode, x, weights)  # type: ignore[arg-type]
+        return x
 
     def _parts(self, waveforms: Tensor, lengths: Tensor) -> Iterator[Tensor]:
         """z in parts (B, t, C). Each is computed with what its frames see to either side, so that no seam shows."""

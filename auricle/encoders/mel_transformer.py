@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import ClassVar, Literal, Self
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from auricle.config import Config
 from auricle.encoders.base import Encoder, Frames, Stretch
 from auricle.features.frontend import FrontEnd, FrontEndConfig
+from auricle.features.normalize import frame_mask
 from auricle.nn.entropy import attention_entropy
 from auricle.nn.linear import Linear
 from auricle.nn.positions import SinusoidalPositions
@@ -25,6 +26,10 @@ class MelTransformerConfig(Config):
 
     front_end: FrontEndConfig = FrontEndConfig(kind="stft", level_db=-25.0)
     """Spectral features, stored with the weights. Default: S3PRL's online path, 80 log-mel bands, 25 ms every 10 ms."""
+    standardize: bool = False
+    """Each channel gets mean 0 and variance 1 over training data, by statistics that are measured before the first step
+    and stored with the weights. It takes `front_end.normalize` 'none', and unlike 'utterance' leaves in a clip what
+    lasts as long as the clip: a note's pitch, a voice."""
     dim: int = Field(768, ge=2)
     """Channels of every hidden state; a multiple of `heads`."""
     layers: int = Field(3, ge=1)
@@ -55,6 +60,8 @@ class MelTransformerConfig(Config):
     def _check(self) -> Self:
         if self.dim % self.heads:
             raise ValueError(f"dim: {self.dim} is not a multiple of heads, {self.heads}")
+        if self.standardize and self.front_end.normalize != "none":
+            raise ValueError(f"standardize: front_end.normalize '{self.front_end.normalize}' has done it by the clip")
         return self
 
 
@@ -63,6 +70,8 @@ class MelTransformer(Encoder):
 
     family: ClassVar[str] = "mel_transformer"
     config: MelTransformerConfig
+    mean: Tensor
+    scale: Tensor
 
     def __init__(self, config: MelTransformerConfig) -> None:
         super().__init__()
@@ -89,10 +98,25 @@ class MelTransformer(Encoder):
             shared=config.shared_layers,
             state_norms=config.state_norms,
         )
+        if config.standardize:
+            self.register_buffer("mean", torch.zeros(self.front_end.dim))
+            self.register_buffer("scale", torch.ones(self.front_end.dim))
 
     def features(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Spectral features (B, T, F) of waveforms (B, S), and lengths in frames."""
-        return self.front_end(waveforms, lengths)  # type: ignore[no-any-return]
+        x, lengths = self.front_end(waveforms, lengths)
+        if self.config.standardize:
+            x = torch.where(frame_mask(x, lengths), (x - self.mean) * self.scale, 0)
+        return x, lengths
+
+    @torch.no_grad()
+    def fit(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Measure each channel's mean and scale on waveforms (B, S) with lengths (B,), if it is to `standardize`."""
+        if self.config.standardize:
+            spectra = (self.front_end(*batch) for batch in batches)
+            frames = torch.cat([x[frame_mask(x, lengths)[..., 0]].double() for x, lengths in spectra])  # (N, F)
+            self.mean.copy_(frames.mean(0))
+            self.scale.copy_((frames.var(0, correction=0) + 1e-5).rsqrt())
 
     def encode(self, x: Tensor, lengths: Tensor, *, layers: Sequence[int] | None = None) -> Frames:
         """Hidden states of features (B, T, F); in evaluation mode clips past `chunk_frames` are encoded in windows."""

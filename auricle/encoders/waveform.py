@@ -15,15 +15,19 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from auricle.config import Config
 from auricle.encoders.base import Encoder, Frames, Stretch
-from auricle.nn.conv import WaveformConvolutions
+from auricle.nn.conv import Moments, WaveformConvolutions
 from auricle.nn.entropy import attention_entropy
 from auricle.nn.linear import Linear
 from auricle.nn.positional import PositionalConvolutions, PositionStyle
 from auricle.nn.transformer import Dropout, Taps, Transformer
-from auricle.nn.windows import encode_long, pieces
+from auricle.nn.windows import Cut, encode_long, pieces
+
+_CACHED_FRAMES = 200
+"""Frames whose convolutions are computed together on the CPU."""
 
 
 class WaveformConfig(Config):
@@ -182,10 +186,12 @@ class WaveformEncoder(Encoder):
 
     def features(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """What the last convolution gives, raw, (B, T, C), of waveforms (B, S); and lengths in frames (B,)."""
-        waveforms = self._normalized(waveforms, lengths)
-        seen = lengths if self.config.padding == "exact" else torch.full_like(lengths, waveforms.shape[1])
-        x, _ = self.convolutions(waveforms, seen)
-        return x, self.convolutions.frames(lengths)
+        waveforms, seen, frames = self._prepared(waveforms, lengths)
+        whole = waveforms.device.type != "cpu" and not self._is_long(waveforms)
+        if whole or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.convolutions(waveforms, seen)[0], frames
+        cut = self._cutter(waveforms, seen)
+        return pad_sequence([cut(clip, 0, max(count, 1)) for clip, count in enumerate(frames.tolist())], True), frames
 
     def project(self, x: Tensor) -> Tensor:
         """What `features` gives (B, T, C) to the Transformer's width, (B, T, D); no dropout."""
@@ -212,7 +218,8 @@ class WaveformEncoder(Encoder):
         layers = range(len(self.dims)) if layers is None else layers
         x = self.hidden(self.input_dropout(self.project(x)), mask)
         encode = partial(self.context, layers=layers, taps=taps, keep=keep)
-        if self._is_long(x):
+        one_pass = self.training or torch.compiler.is_exporting()
+        if not one_pass and x.shape[1] > self.config.chunk_frames:
             dims = [self.dims[layer] for layer in layers]
             return Frames(encode_long(encode, x, lengths, self.config.chunk_frames, dims), lengths)
         return Frames(encode(x, lengths), lengths)
@@ -228,21 +235,45 @@ class WaveformEncoder(Encoder):
 
     def stretches(self, waveforms: Tensor, lengths: Tensor, layers: Sequence[int] | None = None) -> Iterator[Stretch]:
         """What `forward` returns: all at once, or of clips past `chunk_frames` some windows at a time."""
-        x, lengths = self.features(waveforms, lengths)
-        if not self._is_long(x):
-            yield torch.arange(len(x)), self.encode(x, lengths, layers=layers)
+        if not self._is_long(waveforms):
+            yield torch.arange(len(waveforms)), self(waveforms, lengths, layers)
             return
         layers = range(len(self.dims)) if layers is None else layers
+        waveforms, seen, frames = self._prepared(waveforms, lengths)
 
         def encode(x: Tensor, lengths: Tensor) -> list[Tensor]:
             return self.context(self.project(x), lengths, layers)  # type: ignore[no-any-return]
 
-        for clip, states in pieces(encode, x, lengths, self.config.chunk_frames):
+        for clip, states in pieces(encode, self._cutter(waveforms, seen), frames, self.config.chunk_frames):
             yield torch.tensor([clip]), Frames([state[None] for state in states], torch.tensor([len(states[0])]))
 
-    def _is_long(self, x: Tensor) -> bool:
-        one_pass = self.training or torch.compiler.is_exporting()
-        return not one_pass and x.shape[1] > self.config.chunk_frames
+    def _is_long(self, waveforms: Tensor) -> bool:
+        return not self.training and waveforms.shape[1] >= self.hop * self.config.chunk_frames + self.convolutions.reach
+
+    def _prepared(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Waveforms as the convolutions take them, the lengths (B,) that a group norm sees, and frame counts (B,)."""
+        seen = lengths if self.config.padding == "exact" else torch.full_like(lengths, waveforms.shape[1])
+        return self._normalized(waveforms, lengths), seen, self.convolutions.frames(lengths)
+
+    def _cutter(self, waveforms: Tensor, seen: Tensor) -> Cut:
+        """Frames of the convolutions' output, computed when they are asked for, some at a time.
+
+        On the CPU so few that their activations stay in its cache: the first convolution's alone are 100 times the
+        waveform, and fetching them from memory would take longer than the products.
+        """
+        waveforms = F.pad(waveforms, (0, max(0, self.convolutions.reach - waveforms.shape[1])))
+        moments = self.convolutions.moments(waveforms, seen)
+        step = _CACHED_FRAMES if waveforms.device.type == "cpu" else self.config.chunk_frames
+
+        def cut(clip: int, start: int, stop: int) -> Tensor:
+            of_clip = None if moments is None else Moments(*(moment[clip : clip + 1] for moment in moments))
+            parts = []
+            for begin in range(start, max(stop, start + 1), step):
+                end = (min(begin + step, stop) - 1) * self.hop + self.convolutions.reach
+                parts.append(self.convolutions(waveforms[clip : clip + 1, begin * self.hop : end], None, of_clip)[0][0])
+            return torch.cat(parts)[: stop - start]
+
+        return cut
 
     def _normalized(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
         """With `normalize`, each clip with mean 0 and variance 1 over its true samples, and zeros past them."""

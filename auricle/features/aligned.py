@@ -9,7 +9,7 @@ from auricle.features.deltas import add_deltas
 from auricle.features.fbank import KaldiFbank
 from auricle.features.mfcc import KaldiMfcc
 
-WINDOW_MS, MEL_BANDS = 25, 23
+WINDOW_MS = 25
 
 
 class AlignedMfcc(nn.Module):
@@ -21,13 +21,13 @@ class AlignedMfcc(nn.Module):
     removed, and samples are in [-1, 1], as HuBERT's code has it.
     """
 
-    def __init__(self, sample_rate: int, hop: int, reach: int, cepstra: int) -> None:
+    def __init__(self, sample_rate: int, hop: int, reach: int, cepstra: int = 13, mel_bands: int = 23) -> None:
         super().__init__()
         window = sample_rate * WINDOW_MS // 1000
         self.every = next(n for n in range(max(1, hop * 100 // sample_rate), 0, -1) if hop % n == 0)
         before = (window - reach) // 2
         self.margins = (before, window - reach - before)
-        fbank = KaldiFbank(sample_rate, MEL_BANDS, window, hop // self.every, scale="unit")
+        fbank = KaldiFbank(sample_rate, mel_bands, window, hop // self.every, scale="unit")
         self.mfcc = KaldiMfcc(fbank, cepstra)
         self.dim = 3 * cepstra
 

@@ -61,6 +61,7 @@ PRESETS = {
     "trill_distilled_tiny": "auricle.methods.trill_distilled:trill_distilled_tiny",
     "trill_distilled": "auricle.methods.trill_distilled:trill_distilled",
     "best_rq_tiny": "auricle.methods.best_rq:best_rq_tiny",
+    "best_rq_music_tiny": "auricle.methods.best_rq:best_rq_music_tiny",
     "best_rq_base": "auricle.methods.best_rq:best_rq_base",
     "data2vec2_base": "auricle.methods.data2vec2:data2vec2_base",
     "data2vec2_music_tiny": "auricle.methods.data2vec2:data2vec2_music_tiny",

@@ -52,6 +52,10 @@ class Method(nn.Module):
     def on_optimizer_step(self, step: int) -> None:
         """Called after each optimizer step (teachers follow here); `step` counts from 1."""
 
+    def rates(self) -> Mapping[str, float]:
+        """Factors on the learning rate of the weights that they name; all others learn at `train.lr`."""
+        return {}
+
     def alarms(self, held_out: Mapping[str, float]) -> dict[str, str]:
         """What the method's own metrics, measured on held-out clips, say is wrong: name → one line, with advice.
 

@@ -51,7 +51,8 @@ class BestRqConfig(Config):
     min_s: float = Field(2.0, ge=0)
     """Shorter clips are left out, seconds. 2 in SpeechBrain."""
     count_batches: int = Field(100, ge=1)
-    """Batches whose labels are counted before the first step: the trivial level knows how frequent each is."""
+    """Batches whose labels are counted before the first step: the trivial level knows how frequent each is. Where the
+    encoder is to `standardize`, as many before them give it its statistics."""
 
 
 class _Guess(NamedTuple):
@@ -83,7 +84,11 @@ class BestRq(Method):
         self.register_buffer("label_counts", torch.zeros(codebooks, codes, dtype=torch.int64))
 
     def prepare(self, batches: Iterable[Batch]) -> None:
-        """Count how often each label occurs in training data."""
+        """Give the encoder its statistics; count how often each label occurs in training data."""
+        batches = iter(batches)
+        if self.encoder.config.standardize:
+            heard = islice(batches, self.config.count_batches)
+            self.encoder.fit((batch.waveforms, batch.lengths) for batch in heard)
         codebooks, codes = self.label_counts.shape
         first = torch.arange(codebooks, device=self.label_counts.device) * codes
         for batch in islice(batches, self.config.count_batches):
@@ -151,8 +156,8 @@ class BestRqRun(RunConfig):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.encoder.front_end.normalize == "none":
-            raise ValueError("encoder.front_end.normalize: 'none' leaves almost all frames to a few codes")
+        if self.encoder.front_end.normalize == "none" and not self.encoder.standardize:
+            raise ValueError("encoder.standardize: without it, or front_end.normalize, a few codes get all the frames")
         return self
 
     def build(self) -> BestRq:
@@ -167,7 +172,13 @@ def best_rq_base() -> BestRqRun:
     """
     return edit(
         BestRqRun(preset="best_rq_base"),
-        encoder={"front_end": {"stack": 2}, "layers": 12, "norm": "pre", "norm_eps": 1e-5, "chunk_frames": 750},
+        encoder={
+            "front_end": {"stack": 2},
+            "layers": 12,
+            "norm": "pre",
+            "norm_eps": 1e-5,
+            "chunk_frames": 750,
+        },
         data={"batch_seconds": 360.0},
         train={
             "steps": 300_000,
@@ -184,7 +195,8 @@ def best_rq_base() -> BestRqRun:
 def best_rq_tiny() -> BestRqRun:
     """3 pre-norm layers of 256, a step every 20 ms, for two CPU cores: minutes of training on an hour of recordings.
 
-    Fewer codes, because an hour holds few frames; spans of 200 ms, because short clips have to hold some.
+    Fewer codes, because an hour holds few frames, and several codebooks, whose labels together tell more of each;
+    spans of 200 ms, because short clips have to hold some.
     """
     return edit(
         best_rq_base(),
@@ -200,7 +212,8 @@ def best_rq_tiny() -> BestRqRun:
             "chunk_frames": 250,
         },
         objective={
-            "codes": 1024,
+            "codes": 256,
+            "codebooks": 8,
             "mask_fraction": 0.4,
             "span": 10,
             "crop_s": 5.0,
@@ -218,3 +231,10 @@ def best_rq_tiny() -> BestRqRun:
             "checkpoint_every": 1000,
         },
     )
+
+
+def best_rq_music_tiny() -> BestRqRun:
+    """`best_rq_tiny` on features whose mean and variance are those of the data, not of the clip: a note's pitch lasts
+    as long as the clip."""
+    encoder = {"front_end": {"normalize": "none"}, "standardize": True}
+    return edit(best_rq_tiny(), preset="best_rq_music_tiny", encoder=encoder)

@@ -46,6 +46,9 @@ class Data2VecConfig(Config):
     """Steps of that rise."""
     layer_drop: float = Field(0.05, ge=0, lt=1)
     """Probability that a step passes a block of the student by."""
+    convolution_rate: float = Field(1.0, gt=0, le=1)
+    """Factor on the learning rate of the convolutions, which the teacher shares: in short runs slow ones keep what is
+    hard to foretell, pitch for one. (fairseq's `feature_grad_mult` scales their gradient, which Adam undoes.)"""
     beta: float = Field(0.0, ge=0)
     """Errors below it are squared, larger ones count by their size (smooth L1); 0 squares all, without smooth L1's
     factor of a half."""
@@ -100,6 +103,11 @@ class Data2Vec(Method):
         self.teacher.follow(self.encoder.context, decay)
         self.step.fill_(step)
         self.decay.fill_(decay)
+
+    def rates(self) -> Mapping[str, float]:
+        """The convolutions' own."""
+        names = (name for name, _ in self.named_parameters() if name.startswith("encoder.convolutions."))
+        return dict.fromkeys(names, self.config.convolution_rate)
 
     def forward(self, batch: Batch) -> Step:
         """Squared distance between prediction and target over √D, the mean over hidden frames; `count` is their number.

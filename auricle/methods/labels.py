@@ -26,8 +26,10 @@ class LabelConfig(Config):
 
     kmeans: KMeansConfig = KMeansConfig()
     """The clusters, fitted to crops of the training recordings before the first step."""
-    cepstra: int = Field(13, ge=1, le=23)
+    cepstra: int = Field(13, ge=1)
     """Clusters of so many Kaldi cepstra with slopes and theirs: 13 make 39 channels, 20 make 60."""
+    mel_bands: int = Field(23, ge=1, le=128)
+    """Mel bands that the cepstra are of: Kaldi's 23. More of both tell pitches apart."""
     quantizer: Annotated[str, tyro.conf.arg(aliases=["--quantizer"])] = ""
     """Or clusters of a layer of this trained encoder, for a second iteration: the run folder of the first, or what else
     `auricle.load` takes. The run keeps its weights: it needs the folder once."""
@@ -48,6 +50,8 @@ class LabelConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.cepstra > self.mel_bands:
+            raise ValueError(f"cepstra: {self.cepstra} cannot come of {self.mel_bands} mel_bands")
         if self.quantizer_encoder and not 1 <= self.quantizer_layer <= self.quantizer_encoder.layers:
             blocks = self.quantizer_encoder.layers
             raise ValueError(f"quantizer_layer: {self.quantizer_layer} is none of the blocks 1 to {blocks}")
@@ -73,7 +77,7 @@ class Labels(nn.Module):
         if config.quantizer_layer and earlier is None:
             raise ConfigError("objective.quantizer: missing; name the run of the first iteration (--quantizer RUN)")
         self.quantizer: FrozenLayer | AlignedMfcc = (
-            AlignedMfcc(encoder.sample_rate, encoder.hop, encoder.convolutions.reach, config.cepstra)
+            AlignedMfcc(encoder.sample_rate, encoder.hop, encoder.convolutions.reach, config.cepstra, config.mel_bands)
             if earlier is None
             else FrozenLayer(earlier, config.quantizer_layer)
         )

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from auricle.nn.linear import linear
+from auricle.nn.recurrent import onnx_recurrent
 from auricle.nn.transformer import Dropout
 
 
@@ -89,6 +90,9 @@ class GRU(nn.GRU):
         """
         if sizes is None:  # the weights by name: those that PyTorch's module keeps aside are stale when sharded
             weights = [self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0]
+            if torch.compiler.is_exporting():  # of whole clips, so that the state before is zeros
+                out = onnx_recurrent("GRU", x, weights)
+                return out, out[:, -1]
             out, end = torch.gru(x, state[None], weights, True, 1, 0.0, self.training, False, True)
             return out, end[0]
         gates = linear(x, self.weight_ih_l0, self.bias_ih_l0)

@@ -52,7 +52,8 @@ def patch_steps(frames: Tensor, length: int = 16) -> Tensor:
 
 def pad_frames(x: Tensor, length: int, value: float, least: int = 1) -> Tensor:
     """x (B, T, F) with frames of `value` behind it, up to a multiple of `length` and to `least` frames."""
-    missing = (torch.sym_max(x.shape[1], least) + length - 1) // length * length - x.shape[1]
+    most = torch.sym_max(x.shape[1], least)  # type: ignore[no-untyped-call]  # a size may be a symbol
+    missing = (most + length - 1) // length * length - x.shape[1]
     return F.pad(x, (0, 0, 0, missing), value=value)
 
 

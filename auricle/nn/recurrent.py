@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ def onnx_recurrent(kind: Literal["LSTM", "GRU"], x: Tensor, weights: Sequence[Te
     order = _GATES[kind]
     inputs, states, *biases = (torch.cat([w.chunk(len(order))[gate] for gate in order]) for w in weights)
     dim = states.shape[1]
-    attributes: dict[str, int] = {"hidden_size": dim} | ({"linear_before_reset": 1} if kind == "GRU" else {})
+    attributes: dict[str, Any] = {"hidden_size": dim} | ({"linear_before_reset": 1} if kind == "GRU" else {})
     out = torch.onnx.ops.symbolic(
         kind,
         [x.transpose(0, 1), inputs[None], states[None], torch.cat(biases)[None]],

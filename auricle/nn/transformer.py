@@ -108,6 +108,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: Dro
             bias = q.new_full((q.shape[-2], q.shape[-2]), -torch.inf).triu_(1)
         return _plain_attention(q, k, v, bias, dropout)
     p = dropout.p if dropping else 0.0
+    if q.ndim == 3:  # without a batch PyTorch takes three times as long
+        return attention(q[None], k[None], v[None], bias, dropout, causal)[0]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=p, is_causal=causal)
 
 

@@ -14,6 +14,9 @@ WINDOWS_AT_ONCE = 8
 Encode = Callable[[Tensor, Tensor], list[Tensor]]
 """A network: x (B, T, F) and lengths (B,) in frames to hidden states, each (B, T, D)."""
 
+Cut = Callable[[int, int, int], Tensor]
+"""A clip's number, start and stop to these frames of it, (t, F)."""
+
 
 def windows(length: int, size: int, causal: bool = False) -> Iterator[tuple[int, int, int, int]]:
     """(start, stop, keep, until) of windows half a `size` apart: each is encoded whole and kept from `keep` to `until`.
@@ -35,18 +38,22 @@ def windows(length: int, size: int, causal: bool = False) -> Iterator[tuple[int,
 
 
 def pieces(
-    encode: Encode, x: Tensor, lengths: Tensor, size: int, causal: bool = False
+    encode: Encode, x: Tensor | Cut, lengths: Tensor, size: int, causal: bool = False
 ) -> Iterator[tuple[int, list[Tensor]]]:
     """A clip's number and its next frames (t, D) of each layer, clip by clip and some `windows` at a time.
 
-    x (B, T, F) and lengths (B,) are in frames. A clip's windows, and with them its frames, depend on itself alone.
+    x (B, T, F), or what cuts it when it is needed, and lengths (B,) are in frames. A clip's windows, and with them its
+    frames, depend on itself alone.
     """
+    cut: Cut = (lambda clip, start, stop: x[clip, start:stop]) if isinstance(x, Tensor) else x
     for clip, length in enumerate(lengths.tolist()):
         every = list(windows(length, size, causal))
         for first in range(0, len(every), WINDOWS_AT_ONCE):
             group = every[first : first + WINDOWS_AT_ONCE]
-            parts = [x[clip, start:stop] for start, stop, _, _ in group]
-            sizes = torch.tensor([len(part) for part in parts], device=x.device)
+            begin = group[0][0]
+            stretch = cut(clip, begin, group[-1][1])
+            parts = [stretch[start - begin : stop - begin] for start, stop, _, _ in group]
+            sizes = torch.tensor([len(part) for part in parts], device=stretch.device)
             states = encode(pad_sequence(parts, batch_first=True), sizes)
             kept = [(keep - start, until - start) for start, _, keep, until in group]
             yield clip, [torch.cat([row[a:b] for row, (a, b) in zip(state, kept, strict=True)]) for state in states]

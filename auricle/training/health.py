@@ -185,9 +185,9 @@ class Monitor:
     def _collapse(self, now: Vitals) -> Iterator[tuple[str, str]]:
         for layer, (rank, spread) in enumerate(zip(now.ranks, now.spreads, strict=True)):
             first_rank, first_spread = self.first_ranks[layer], self.first_spreads[layer]
-            # A network that learns may lose dimensions too at first, those of its random weights, while clips move
-            # apart; one that collapses does not move them apart, or only along a line.
-            narrow = rank < first_rank / 3 and (spread < 2 * first_spread or rank < 2)
+            # A network that learns may lose dimensions too at first, many of its random ones, while clips move apart;
+            # one that collapses does not move them apart, or only along a line.
+            narrow = rank < first_rank / 5 and (spread < 2 * first_spread or rank < 2)
             if narrow or spread < first_spread / 100:
                 yield (
                     f"collapse of layer {layer}",

@@ -128,7 +128,7 @@ class _Loop:
         self.model: nn.Module = self.method
         if processes.count > 1:
             self.model = parallel.copy_or_shard(self.method, run.train.sharding, processes.count)
-        self.optimizer = optim.build_optimizer(self.method, run.train)
+        self.optimizer = optim.build_optimizer(self.method, run.train, self.method.rates())
         self.step, self.taken, self.audio_s, self.monitor = 0, 0, 0.0, health.Monitor()
         self.tally = Tally(self.device)
         if newest:

@@ -1,0 +1,1 @@
+"""Encoders for other people's tools: folders of Hugging Face's layout, and ONNX graphs."""
