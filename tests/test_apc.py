@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from test_distributed import launch_command, noise, weights  # noqa: F401 -- `noise` is a fixture
+from tiny import beats, learn
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -299,30 +300,11 @@ def test_saved_and_loaded_it_gives_the_same(run, tmp_path):
     assert all(torch.equal(weight, fresh[name]) for name, weight in twin.named_parameters())
 
 
-def beats(count: int, seed: int) -> Batch:
-    """One second each of tones that swell five times a second, from a random phase on, in a little hiss."""
-    generator = torch.Generator().manual_seed(seed)
-    time = torch.arange(16000) / 16000
-    phase = 2 * math.pi * torch.rand(count, 1, generator=generator)
-    tones = torch.stack([torch.sin(2 * math.pi * hz * time) for hz in (300, 700, 1500, 3000, 5000)]).sum(0)
-    hiss = 0.3 * torch.randn(count, 16000, generator=generator)
-    waveforms = 0.02 * (1.2 * torch.sin(2 * math.pi * 5 * time + phase)).exp() * (tones + hiss)
-    return Batch(waveforms, torch.full((count,), 16000), [str(i) for i in range(count)], torch.zeros(count))
-
-
 @pytest.mark.parametrize("name", ["apc_base", "apc_tiny"])
 def test_training_learns_what_a_copy_cannot_know(name):
     torch.manual_seed(0)
     model = small(name, {"front_end": {"stack": 1}}, ahead=5).build()
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for number in range(60):
-        loss = model(beats(16, seed=number)).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-    with torch.no_grad():
-        held_out = model.eval()(beats(16, seed=1000))
+    held_out = learn(model, beats, 60, 3e-3)
     assert held_out.loss < 0.5 * held_out.metrics["trivial"]
 
 

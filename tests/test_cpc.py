@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
+import soundfile
 import torch
 import torch.nn.functional as F
+from tiny import learn
 from torch import Tensor
 
 import auricle.encoders.cpc
+from auricle import cli
 from auricle.config import edit
 from auricle.data.batching import Batch
 from auricle.encoders.base import join_stretches
 from auricle.encoders.checkpoint import load, save
 from auricle.encoders.cpc import CpcEncoder, CpcEncoderConfig
 from auricle.errors import ConfigError
+from auricle.evaluation.finetuning.config import FinetuneConfig
+from auricle.evaluation.finetuning.model import Tuned
 from auricle.methods import preset
 from auricle.methods.cpc import Cpc, CpcRun
 from auricle.nn.prediction import TransformerPredictors
@@ -267,6 +273,37 @@ def test_layers_are_given_in_the_order_asked():
     assert [state.shape[2] for state in every.hidden_states] == [8, 8]
 
 
+def test_layers_of_unequal_widths_have_no_mean(tmp_path, capsys):
+    encoder = edit(preset("cpc_paper"), encoder={"channels": (4, 6, 8, 8, 12), "context_dim": 8}).build().encoder
+    save(encoder, tmp_path / "cpc")
+    soundfile.write(tmp_path / "clip.wav", 0.1 * torch.randn(4000).numpy(), 16000)
+    told = r"widths \[12, 8\], which have no mean"
+    with pytest.raises(ConfigError, match=told):
+        encoder.clip(tmp_path / "clip.wav", layers="mean")
+    command = ["embed", str(tmp_path / "cpc"), "--data", str(tmp_path / "clip.wav"), "--output", str(tmp_path / "e")]
+    assert cli.main([*command, "--layers", "mean"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(told, line)
+
+
+@pytest.mark.parametrize("context", ["lstm", "gru"])
+def test_blocks_are_the_layers_of_the_context(context):
+    encoder = CpcEncoder(CpcEncoderConfig(**SMALL, context=context, context_layers=2))
+    depths = encoder.depths()
+    assert set(depths) == {name for name, _ in encoder.named_parameters()}
+    assert {depth for name, depth in depths.items() if "convolutions" in name} == {0}
+    assert {name: depths[f"context.{name}"] for name in ("weight_ih_l0", "bias_hh_l0", "weight_hh_l1")} == {
+        "weight_ih_l0": 1,
+        "bias_hh_l0": 1,
+        "weight_hh_l1": 2,
+    }
+    model = Tuned(encoder, FinetuneConfig(blocks=1, layer_decay=0.5), "classes", "clip", 2)
+    trained = {name for name, weight in encoder.named_parameters() if weight.requires_grad}
+    assert trained == {f"context.{kind}_{side}_l1" for kind in ("weight", "bias") for side in ("ih", "hh")}
+    assert model.scales()["encoder.context.weight_ih_l1"] == 0.5
+    assert model.scales()["encoder.convolutions.layers.0.conv.weight"] == 0.125
+
+
 def test_saved_and_loaded_it_is_the_same(tmp_path):
     model = small({"context": "gru"}).build().encoder.eval()
     save(model, tmp_path / "cpc", seed=0)
@@ -312,14 +349,7 @@ def test_training_learns_which_frames_come_next():
     torch.manual_seed(0)
     toy = {"channels": (16, 16, 32, 32, 32), "context_dim": 32}
     model = small(toy, negatives="recording", num_negatives=32, predictor="linear").build().train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    for number in range(100):
-        loss = model(steps_up(16, number)).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    with torch.no_grad():
-        step = model.eval()(steps_up(16, 1000))
+    step = learn(model, steps_up, 100, 5e-3)
     assert step.loss < 0.6 * step.metrics["trivial"]
     assert step.metrics["accuracy_1"] > 0.5
 

@@ -22,8 +22,16 @@ from auricle.encoders.mel_transformer import MelTransformer, MelTransformerConfi
 from auricle.encoders.vit import Vit, VitConfig
 from auricle.errors import AuricleError, TooManySkipsError
 from auricle.evaluation.finetuning import loop
-from auricle.evaluation.finetuning.augment import balanced_weights, draws, mask_features, mix_waveforms
+from auricle.evaluation.finetuning.augment import (
+    add_noise,
+    balanced_weights,
+    draws,
+    mask_features,
+    mix_waveforms,
+    roll_frames,
+)
 from auricle.evaluation.finetuning.config import RECIPES, FinetuneConfig, recipe
+from auricle.evaluation.finetuning.drop_path import Clips, DropPath
 from auricle.evaluation.finetuning.folder import best
 from auricle.evaluation.finetuning.loop import finetune
 from auricle.evaluation.finetuning.model import Tuned
@@ -231,6 +239,30 @@ def test_masks_are_stretches_of_uniform_width_inside_the_clip():
     assert not time[::2, 40:].any()
 
 
+def test_noise_is_uniform_up_to_a_bound_that_is_itself_uniform():
+    torch.manual_seed(0)
+    noise = add_noise(torch.full((3000, 40, 16), 5.0), 0.1) - 5
+    assert noise.min() >= -1e-6
+    bound = 2 * noise.mean((1, 2))  # of each clip, about
+    assert bound.max() < 0.11
+    assert bound.mean() == pytest.approx(0.05, rel=0.03)
+    assert bound.std() == pytest.approx(0.1 / 12**0.5, rel=0.05)
+    assert (noise / bound[:, None, None]).std() == pytest.approx(1 / 12**0.5, rel=0.02)
+
+
+def test_frames_are_rolled_within_their_clip():
+    torch.manual_seed(0)
+    lengths = torch.tensor([7, 10, 0]).repeat(1000)
+    x = torch.arange(10.0).expand(3000, 10)[:, :, None] + torch.tensor([0, 100])
+    rolled = roll_frames(x, lengths, 3)
+    shifts = []
+    for row, length in zip(rolled, lengths.tolist(), strict=True):
+        assert torch.equal(row[length:], x[0, length:])
+        shifts.append(next(s for s in range(-3, 4) if torch.equal(row[:length], x[0, :length].roll(s, 0))))
+    counts = torch.bincount(torch.tensor(shifts)[lengths > 0] + 3) / 2000
+    assert torch.allclose(counts, torch.tensor(1 / 7), atol=0.03)
+
+
 def test_every_epoch_hears_every_clip_once_and_begins_anywhere():
     clips = np.array([3, 5, 8, 9, 11])
     stream = draws(clips, 2, seed=1)
@@ -255,7 +287,7 @@ def test_balanced_draws_hear_classes_alike():
 
 def vit(**options):
     torch.manual_seed(0)
-    return Vit(VitConfig(dim=16, layers=2, heads=2, ffn=32, **options))
+    return Vit(VitConfig(**{"dim": 16, "layers": 2, "heads": 2, "ffn": 32, **options}))
 
 
 def test_dropped_tokens_leave_whole_steps_and_bands():
@@ -280,9 +312,57 @@ def test_pooling_all_tokens_is_pooling_all_frames():
     torch.testing.assert_close(pooled[0], pooled[1], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_drop_path_drops_whole_clips_and_keeps_the_mean(packed):
+    torch.manual_seed(0)
+    sizes, clips = torch.tensor([2, 1, 3]).repeat(4000), Clips()
+    clips.note(None, (torch.zeros(len(sizes), 3, 1), sizes))
+    x = torch.ones(int(sizes.sum()), 2) if packed else torch.ones(len(sizes), 3, 2)
+    path = DropPath(0.3, clips)
+    kept = path(x) if not packed else torch.stack([part[:1].expand(3, 2) for part in path(x).split(sizes.tolist())])
+    if packed:
+        assert all(len(part.unique()) == 1 for part in path(x).split(sizes.tolist()))
+    assert (kept == kept[:, :1, :1]).all()
+    assert torch.isin(kept, torch.tensor([0.0, 1 / 0.7])).all()
+    assert kept[:, 0, 0].mean() == pytest.approx(1, abs=0.02)
+    assert path.eval()(x) is x
+
+
+def test_drop_path_grows_to_the_last_block_and_passes_it_by(monkeypatch):
+    encoder = vit(layers=3, final_norm=False).train()
+    x, lengths = encoder.features(torch.randn(2, 20_000), torch.tensor([20_000, 9_000]))
+    first, last = encoder.encode(x, lengths, layers=[1, 3]).hidden_states
+    model = Tuned(encoder, FinetuneConfig(drop_path=0.2), "classes", "clip", 2).train()
+    paths = [module for module in encoder.modules() if isinstance(module, DropPath)]
+    assert [path.p for path in paths] == pytest.approx([0, 0.1, 0.2])
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "rand", torch.zeros)  # every branch that may be dropped is
+        assert torch.equal(encoder.encode(x, lengths, layers=[3]).hidden_states[0], first)
+    assert not torch.equal(first, last)
+    model.eval()
+    assert torch.equal(encoder.encode(x, lengths, layers=[3]).hidden_states[0], last)
+    with pytest.raises(AuricleError, match=r"drop_path: .* no Transformer of several blocks"):
+        Tuned(vit(layers=1), FinetuneConfig(drop_path=0.1), "classes", "clip", 2)
+
+
+def test_classes_each_by_itself_in_closed_form():
+    config = FinetuneConfig(loss="sigmoid")
+    logits, targets = torch.tensor([[2.0, -1.0, 0.5], [0.0, 3.0, -2.0]]), torch.tensor([[1.0, 0, 0], [0, 0.7, 0.3]])
+    model = Tuned(vit(), config, "classes", "clip", 3).eval()
+    p = 1 / (1 + np.exp(-logits.double().numpy()))
+    wanted = -(targets.numpy() * np.log(p) + (1 - targets.numpy()) * np.log(1 - p)).mean(1)
+    np.testing.assert_allclose(model._errors(logits, targets), wanted, rtol=1e-5)
+    torch.nn.init.normal_(model.head.out.weight)
+    x = torch.randn(5, 16)
+    found = model.predict({2: x})[0]
+    p = 1 / (1 + np.exp(-model.head(x).detach().double().numpy()))
+    np.testing.assert_allclose(found, p / p.sum(1, keepdims=True), rtol=1e-5)
+
+
 def test_a_patch_encoder_learns_with_everything_on(corpus, tmp_path):
     result = run(vit(), corpus, tmp_path / "ft", drop_time=0.2, drop_frequency=0.2, mixup=0.2, balanced=True,
-                 frequency_mask=8, lr=3e-3)  # fmt: skip
+                 frequency_mask=8, lr=3e-3, drop_path=0.1, noise=0.1, roll=3, loss="sigmoid", epochs=40,
+                 valid_every=30)  # fmt: skip
     assert result.score > 0.6
 
 
@@ -295,7 +375,7 @@ class Crash(Exception):
 
 @pytest.mark.parametrize("stop", ["crash", "signal"])
 def test_a_stopped_run_goes_on_bit_for_bit(encoder, corpus, tmp_path, monkeypatch, stop):
-    options = {"epochs": 3, "mixup": 0.5, "time_mask": 8, "valid_every": 2}
+    options = {"epochs": 3, "mixup": 0.5, "time_mask": 8, "drop_path": 0.2, "noise": 0.1, "roll": 3, "valid_every": 2}
     whole = run(encoder, corpus, tmp_path / "whole", **options)
     update = loop._Loop._update
 
@@ -359,7 +439,9 @@ def test_another_run_or_folder_is_refused(encoder, corpus, tuned, tmp_path):
         ({"blocks": 3}, "has 2 blocks"),
         ({"drop_time": 0.2}, "has no patches"),
         ({"target": "spans", "mixup": 0.5}, "mixup: is not for classes by frame"),
+        ({"target": "spans", "roll": 2}, "roll: is not for classes by frame"),
         ({"target": "pitch", "balanced": True}, "balanced: is not for values"),
+        ({"target": "pitch", "loss": "sigmoid"}, "loss: is not for values by clip; set it to softmax"),
         ({"fold": 2}, "no fold 2"),
         ({"epoch": 3}, "did you mean 'epochs'"),
     ],
@@ -503,7 +585,10 @@ def test_recipes_hold_the_papers_numbers():
     assert all(recipe(name).recipe == name for name in RECIPES)
     two = recipe("mockingjay-two-epochs")
     assert (two.epochs, two.batch, two.lr, two.warmup, two.schedule) == (2, 12, 4e-3, 0.07, "linear")
-    small, audioset = recipe("audio-mae"), recipe("audio-mae-as20k")
+    small, audioset, keywords = recipe("audio-mae"), recipe("audio-mae-as20k"), recipe("audio-mae-keywords")
+    assert {one.drop_path for one in (small, audioset, keywords)} == {0.1}
+    assert (small.loss, audioset.loss, keywords.loss) == ("softmax", "sigmoid", "sigmoid")
+    assert (small.noise, audioset.noise, keywords.noise, keywords.roll) == (0, 0, 0.1, 10)
     assert (small.epochs, small.batch, small.lr, small.mixup) == (60, 64, 2.5e-4, 0)
     assert (small.time_mask, small.frequency_mask, small.betas, small.weight_decay) == (96, 24, (0.9, 0.95), 1e-4)
     assert (audioset.lr, audioset.mixup, audioset.time_mask, audioset.layer_decay) == (1.25e-4, 0.5, 192, 0.75)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from tiny import learn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -461,14 +462,7 @@ def test_training_learns_what_the_mean_cannot_know():
     torch.manual_seed(0)
     model = small("mae_ast_tiny", {"dim": 64, "ffn": 128}, mask_ratio=0.5).build()
     model.prepare([beats(16, seed=0)])
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for number in range(120):
-        optimizer.zero_grad()
-        model(beats(8, seed=number)).loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-    with torch.no_grad():
-        metrics = model.eval()(beats(16, seed=1000)).metrics
+    metrics = learn(model, beats, 120, 3e-3, clips=8).metrics
     assert metrics["mse"] < 0.5 * metrics["trivial_mse"]
     assert metrics["info_nce"] < metrics["trivial_info_nce"] - 0.5
 

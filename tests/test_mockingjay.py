@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from tiny import beats, learn
 from torch import Tensor
 
 from auricle.config import edit
@@ -253,32 +254,13 @@ def test_one_compiled_graph_serves_every_batch_and_equals_eager(name):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
-def beats(count: int, seed: int) -> Batch:
-    """One second each of five tones that swell five times a second, from a random phase on, in a little noise."""
-    generator = torch.Generator().manual_seed(seed)
-    time = torch.arange(16000) / 16000
-    phase = 2 * math.pi * torch.rand(count, 1, generator=generator)
-    tones = torch.stack([torch.sin(2 * math.pi * hz * time) for hz in (300, 700, 1500, 3000, 5000)]).sum(0)
-    noise = 0.3 * torch.randn(count, 16000, generator=generator)
-    waveforms = 0.02 * (1.2 * torch.sin(2 * math.pi * 5 * time + phase)).exp() * (tones + noise)
-    return Batch(waveforms, torch.full((count,), 16000), [str(i) for i in range(count)], torch.zeros(count))
-
-
 def test_training_learns_what_interpolation_cannot_know():
     """Spans of 15 frames hide most of a 20-frame beat: it has to be carried over from the rest of the clip."""
     torch.manual_seed(0)
     objective = {"span_min": 15, "span_max": 15, "mask_fraction": 0.3}
     encoder = {"norm": "pre", "dropout": 0.0, "attention_dropout": 0.0, "dim": 64, "ffn": 128}
     model = small(encoder=encoder, **objective).build()
-    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-    for number in range(100):
-        loss = model(beats(16, seed=number)).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-    with torch.no_grad():
-        held_out = model.eval()(beats(16, seed=1000))
+    held_out = learn(model, beats, 100, 2e-3)
     assert held_out.loss < 0.4 * held_out.metrics["trivial"]
 
 

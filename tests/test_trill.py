@@ -9,6 +9,7 @@ import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import learn
 from torch import Tensor, nn
 
 import auricle.methods.trill as trill
@@ -158,6 +159,38 @@ def test_resnetish_is_transformers_resnet_without_the_stems_stride(monkeypatch):
     torch.testing.assert_close(found[1], inner[0], rtol=1e-4, atol=1e-4)
     assert found[1].shape == (2, 128, 6, 4)
     assert [stage.shape[1] for stage in found[0]] == ours.channels == [16, 64, 128, 256, 512]
+
+
+def plain_resnetish(network: Resnetish, x: Tensor) -> tuple[list[Tensor], Tensor]:
+    """What `network` computes, nothing of it in place."""
+    x = nn.functional.max_pool2d(network.stem_norm(network.stem(x)).relu(), 3, 2, 1)
+    stages, inner = [x], x
+    for number, block in enumerate(network.blocks, 1):
+        inner = block.spread_norm(block.spread(block.reduce_norm(block.reduce(x)).relu()))
+        x = (block.expand_norm(block.expand(inner.relu())) + block.shortcut(x)).relu()
+        if number in network.ends:
+            stages.append(x)
+    return stages, inner
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_working_in_place_changes_neither_outputs_nor_gradients(dtype):
+    torch.manual_seed(0)
+    network = Resnetish(8, (1, 2, 1, 1)).to(memory_format=torch.channels_last)
+    for norm in (module for module in network.modules() if isinstance(module, nn.GroupNorm)):
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    x = torch.randn(3, 1, 40, 32)
+    found = []
+    for run in (network, lambda x: plain_resnetish(network, x)):
+        network.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            stages, inner = run(x)
+        outputs = [*stages, inner]
+        assert {output.dtype for output in outputs} == {dtype}
+        sum((output.float() * torch.linspace(-1, 1, output.shape[3])).sum() for output in outputs).backward()
+        found.append([*outputs, *(weight.grad.clone() for weight in network.parameters())])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("config", [small(), TrillConfig(**STUDENT)], ids=["resnetish", "mobilenet"])
@@ -390,14 +423,7 @@ def test_bfloat16_follows_float32():
 def test_training_tells_unheard_clips_apart():
     torch.manual_seed(0)
     model = edit(preset("trill_tiny"), encoder=SMALL).build()
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for number in range(30):
-        loss = model(noted(16, seed=number)).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    with torch.no_grad():
-        held_out = model.eval()(noted(16, seed=1000))
+    held_out = learn(model, noted, 30, 3e-3)
     assert held_out.loss < 0.5 * held_out.metrics["trivial"]
     assert held_out.metrics["accuracy"] > max(0.95, float(held_out.metrics["accuracy_log_mel"]))
 

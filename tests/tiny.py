@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from threading import Timer
 from typing import ClassVar
@@ -133,6 +135,31 @@ def register() -> None:
     """Make `tiny` known, as a line in the tables would."""
     auricle.encoders.FAMILIES["tiny"] = "tiny:TinyEncoder"
     auricle.methods.METHODS["tiny"] = "tiny:TinyRun"
+
+
+def learn(model: Method, sounds: Callable[[int, int], Batch], steps: int, lr: float, clips: int = 16) -> Step:
+    """Train with Adam on new `sounds(clips, seed)` every step; what the model then says of 16 held-out ones."""
+    weights = [weight for weight in model.train().parameters() if weight.requires_grad]
+    optimizer = torch.optim.Adam(weights, lr)
+    for number in range(steps):
+        optimizer.zero_grad()
+        model(sounds(clips, number)).loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        model.on_optimizer_step(number + 1)
+    with torch.no_grad():
+        return model.eval()(sounds(16, 1000))
+
+
+def beats(count: int, seed: int) -> Batch:
+    """One second each of five tones that swell five times a second, from a random phase on, in a little noise."""
+    generator = torch.Generator().manual_seed(seed)
+    time = torch.arange(16000) / 16000
+    phase = 2 * math.pi * torch.rand(count, 1, generator=generator)
+    tones = torch.stack([torch.sin(2 * math.pi * hz * time) for hz in (300, 700, 1500, 3000, 5000)]).sum(0)
+    noise = 0.3 * torch.randn(count, 16000, generator=generator)
+    waveforms = 0.02 * (1.2 * torch.sin(2 * math.pi * 5 * time + phase)).exp() * (tones + noise)
+    return Batch(waveforms, torch.full((count,), 16000), [str(i) for i in range(count)], torch.zeros(count))
 
 
 def write_corpus(folder: Path, clips: int = 24) -> Path:

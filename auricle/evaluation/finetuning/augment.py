@@ -1,4 +1,4 @@
-"""What training varies: mixtures of waveforms, masked features, the order of clips. Draws from torch's generator."""
+"""What training varies: mixtures of waveforms, the features, the order of clips. Draws from torch's generator."""
 
 from __future__ import annotations
 
@@ -44,6 +44,20 @@ def mask_features(x: Tensor, lengths: Tensor, time: int, frequency: int) -> Tens
         channels = torch.full_like(lengths, x.shape[2])
         x = x.masked_fill(_stretch(channels, channels.clamp(max=frequency), x.shape[2])[:, None, :], 0.0)
     return x
+
+
+def add_noise(x: Tensor, most: float) -> Tensor:
+    """x (B, T, F) plus noise uniform on 0 to b, b uniform on 0 to `most` for each clip: Audio-MAE's code has 0.1."""
+    bound = most * torch.rand(len(x), 1, 1, device=x.device)
+    return x + (bound * torch.rand(x.shape, device=x.device)).to(x.dtype)
+
+
+def roll_frames(x: Tensor, lengths: Tensor, most: int) -> Tensor:
+    """x (B, T, F), the true frames of each clip (B,) moved on cyclically by -most to `most` places, at random."""
+    shift = torch.randint(-most, most + 1, (len(x), 1), device=x.device)
+    index = torch.arange(x.shape[1], device=x.device).expand(len(x), -1)
+    rolled = (index - shift) % lengths.clamp_min(1)[:, None]
+    return x.take_along_dim(torch.where(index < lengths[:, None], rolled, index)[:, :, None], 1)
 
 
 def _stretch(sizes: Tensor, widest: Tensor, count: int) -> Tensor:

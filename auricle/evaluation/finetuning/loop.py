@@ -122,11 +122,10 @@ def _describe(
 ) -> tuple[folder.About, tuple[Manifest, Manifest]]:
     """What the run is, and its clips: those trained and chosen on, and those tested. Raises `ConfigError`."""
     record, assignment = ready.task, ready.assignments[0]
-    for option in ("mixup", "balanced"):
-        if getattr(config, option) and (record.level == "frame" or (option, record.kind) == ("balanced", "values")):
-            raise ConfigError(
-                f"{option}: is not for {record.kind} by {record.level}; set it to {type(getattr(config, option))()}"
-            )
+    for option in ("mixup", "roll", "balanced", "loss"):
+        plain, unfit = FinetuneConfig.model_fields[option].default, option in ("balanced", "loss")
+        if getattr(config, option) != plain and (record.level == "frame" or (unfit and record.kind == "values")):
+            raise ConfigError(f"{option}: is not for {record.kind} by {record.level}; set it to {plain}")
     split = ready.manifest.with_column("split", assignment.tolist())
     used = np.isin(assignment, ("train", "dev"))
     parts = split.select(used), split.select(assignment == "test")

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from auricle.data.batching import Batch, DataNeeds
 from auricle.encoders.base import Encoder, pool_frames
 from auricle.errors import ConfigError
-from auricle.evaluation.finetuning.augment import mask_features
+from auricle.evaluation.finetuning.augment import add_noise, mask_features, roll_frames
 from auricle.evaluation.finetuning.config import FinetuneConfig
+from auricle.evaluation.finetuning.drop_path import add_drop_path
 from auricle.evaluation.metrics import Kind
 from auricle.evaluation.prepare import UNLABELLED
 from auricle.evaluation.probes.heads import ROWS
@@ -83,6 +84,8 @@ class Tuned(Method):
                 raise ConfigError(
                     f"drop_time, drop_frequency: {encoder.name} has no patches to drop here; set both to 0"
                 )
+        if config.drop_path:
+            add_drop_path(encoder, config.drop_path)
         for name, weight in encoder.named_parameters():
             weight.requires_grad_(
                 config.blocks is None or (config.blocks > 0 and depths[name] > self.blocks - config.blocks)
@@ -109,7 +112,7 @@ class Tuned(Method):
         """
         targets = batch.labels[TARGET]
         x, counts = self.encoder.features(batch.waveforms, batch.lengths)
-        x = mask_features(x, counts, self.config.time_mask, self.config.frequency_mask)
+        x = self._vary(x, counts)
         if self.config.drop_time or self.config.drop_frequency:
             visible = self._visible(x, counts)
             frames = self.encoder.encode(x, counts, layers=self.layers, visible=visible)  # type: ignore[call-arg]
@@ -130,12 +133,19 @@ class Tuned(Method):
         return Step(total / count.clamp_min(1), count)
 
     def _errors(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """(B,) cross-entropy, its mean over labels, or squared error."""
-        if self.kind == "classes":
+        """(B,) cross-entropy; its mean over labels, or over classes each by itself; or squared error."""
+        if self.kind == "classes" and self.config.loss == "softmax":
             return F.cross_entropy(logits, targets, reduction="none")
-        if self.kind == "labels":
+        if self.kind != "values":
             return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1)
         return (logits - targets).square().mean(1)
+
+    def _vary(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Features (B, T, F) as training hears them."""
+        x = mask_features(x, lengths, self.config.time_mask, self.config.frequency_mask)
+        if self.config.noise:
+            x = add_noise(x, self.config.noise)
+        return roll_frames(x, lengths, self.config.roll) if self.config.roll else x
 
     def _visible(self, x: Tensor, lengths: Tensor) -> Tokens:
         """The tokens a clip keeps: all crossings of the steps and bands it keeps, at random (Audio-MAE's 2-D masks)."""
@@ -162,7 +172,11 @@ class Tuned(Method):
         logits = torch.cat([self.head(part.to(self.encoder.device)).double() for part in torch.split(x, ROWS)])[None]
         if self.kind == "values":
             return (logits[..., 0] * self.spread + self.centre).cpu()
-        return (logits.softmax(-1) if self.kind == "classes" else logits.sigmoid()).cpu()
+        if self.kind == "labels":
+            return logits.sigmoid().cpu()
+        if self.config.loss == "sigmoid":
+            return F.normalize(logits.sigmoid(), 1, -1).cpu()  # one class is right: they add up to 1
+        return logits.softmax(-1).cpu()
 
     @torch.inference_mode()
     def view(self, layers: Mapping[int, Tensor]) -> Tensor:
