@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from auricle.data.manifest import Manifest
-from auricle.embedding.extract import encode_clips, encode_frames
+from auricle.embedding.extract import encode_clips, encode_frames, encode_streams
 from auricle.encoders.base import Encoder, Pooling
+from auricle.errors import EvaluationError
 
 log = logging.getLogger("auricle")
 
@@ -32,6 +33,7 @@ class Embedder:
         self.seconds = 0.0
         """Spent encoding."""
         self._vectors: dict[tuple[str, float, float], list[NDArray[np.float32]] | None] = {}
+        self._streams: dict[tuple[str, float, float], NDArray[np.float32] | None] = {}
 
     def clips(self, manifest: Manifest) -> tuple[NDArray[np.bool_], ByLayer]:
         """Which clips (N,) could be embedded, and their vectors by layer, (n, D) each."""
@@ -56,6 +58,23 @@ class Embedder:
             for place, layer in enumerate(self.layers if present else ())
         }
         return np.array([vector is not None for vector in vectors]), layers
+
+    def streams(self, manifest: Manifest) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+        """Which clips (N,) could be embedded, and their streams (n, C, E), of an encoder that separates talkers."""
+        columns = (manifest.column("path"), manifest.column("start_s"), manifest.durations.tolist())
+        keys = list(zip(*columns, strict=True))
+        new = [row for row, key in enumerate(keys) if key not in self._streams]
+        if new:
+            started = time.monotonic()
+            found, skipped = encode_streams(self.encoder, manifest.select(new), batch_seconds=self.batch_seconds)
+            self.seconds += time.monotonic() - started
+            self._streams.update((keys[row], found.get(place)) for place, row in enumerate(new))
+            self._tell(skipped)
+        streams = [self._streams[key] for key in keys]
+        present = [stream for stream in streams if stream is not None]
+        if not present:
+            raise EvaluationError(f"{self.name} could separate none of the recordings; the log says why")
+        return np.array([stream is not None for stream in streams]), np.stack(present)
 
     def frames(
         self, manifest: Manifest, times: Sequence[NDArray[np.float64]], layers: Sequence[int] | None = None

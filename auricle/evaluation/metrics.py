@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from auricle.errors import EvaluationError, unknown
+from auricle.evaluation.verification.metrics import MEASURES, trial_scorer
 
 Kind = Literal["classes", "labels", "values"]
 Array = NDArray[np.float64]
@@ -32,7 +33,7 @@ METRICS: dict[str, Kind] = {
 }
 """Name → what it scores. `map` and `roc_auc` are means over labels, `balanced_accuracy` over classes."""
 
-LOWER_IS_BETTER = frozenset({"error_rate", "mae"})
+LOWER_IS_BETTER = frozenset({"error_rate", "mae", *MEASURES})
 DEFAULTS: dict[Kind, str] = {"classes": "accuracy", "labels": "map", "values": "r2"}
 """The metric of a task that names none."""
 
@@ -53,12 +54,14 @@ class Outcomes:
     total: Array
     """(N,) answers: 1, or the frames scored."""
     outputs: Array | None = None
-    """(S, N, K) probabilities of labels, or (S, N) predicted values."""
+    """(S, N, K) probabilities of labels, (S, N) predicted values, or (1, N) scores of trials."""
+    other: NDArray[np.int64] | None = None
+    """(N,) of trials: the unit of the second side."""
 
     @property
     def units(self) -> int:
         """U, the number of units."""
-        return int(self.unit.max()) + 1
+        return int(max(part.max() for part in (self.unit, self.other) if part is not None)) + 1
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,9 @@ class Difference:
 
 def scorer(metric: str, outcomes: Outcomes) -> Score:
     """The metric of some outcomes as a function of unit weights; the mean over seeds. Raises `EvaluationError`."""
+    if metric in MEASURES:
+        assert outcomes.outputs is not None and outcomes.other is not None  # noqa: PT018
+        return trial_scorer(metric, outcomes.outputs[0], outcomes.target, outcomes.unit, outcomes.other)
     if metric not in METRICS:
         raise EvaluationError(unknown("metric", metric, METRICS))
     if metric in ("map", "roc_auc"):

@@ -29,12 +29,26 @@ Style = Literal["text", "markdown", "csv", "json"]
 
 
 class Choice(Config):
-    """One row of the grid of heads, with its mean dev score over seeds (None: it diverged)."""
+    """One row of the grid of heads, with its mean dev score over seeds (None: it diverged, or there was no choice)."""
 
-    head: Literal["linear", "mlp"]
+    head: Literal["linear", "mlp", "cosine"]
     layer: int | Literal["sum"]
-    lr: float
+    lr: float | None
+    """None where nothing is trained."""
     dev: float | None
+
+
+class Measure(Config):
+    """A value and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, value: float, low: float, high: float) -> Measure:
+        """The measure of these three."""
+        return cls(value=value, low=low, high=high)
 
 
 class Result(Config):
@@ -52,7 +66,8 @@ class Result(Config):
     version: int
     """Of the task under its protocol."""
     kind: Kind
-    level: Literal["clip", "frame"]
+    level: Literal["clip", "frame", "trial"]
+    """What is answered one by one."""
     target: str
     """Column predicted."""
     classes: list[str]
@@ -63,10 +78,12 @@ class Result(Config):
     low: float
     """Lower end of the 95 % bootstrap interval over units."""
     high: float
+    further: dict[str, Measure] = Field(default_factory=dict)
+    """What else is told of trials: detection costs, and equal error rates of other ways to use the same encoder."""
     seeds: list[float]
     """Test score of each seed."""
-    dev: float
-    """Mean dev score of the choice (of the choices, over folds)."""
+    dev: float | None
+    """Mean dev score of the choice (of the choices, over folds); None where there was none."""
     chosen: list[Choice]
     """Head, layer and learning rate chosen on dev: one, or one a fold."""
     grid: list[Choice]
@@ -84,7 +101,7 @@ class Result(Config):
     """Clips (in the first fold, as is `n_dev`)."""
     n_dev: int
     n_test: int
-    """Clips, over all folds."""
+    """Clips, over all folds; or trials."""
     skipped: int
     """Clips the encoder could not embed; on test they get the constant answer that is best on train."""
     transductive: bool
@@ -105,7 +122,7 @@ class Result(Config):
 
     def predictions(self) -> pa.Table:
         """One row per dev and test clip: `clip_id, path, start_s, duration_s, split, unit, target, prediction, correct,
-        total, map_x, map_y, outputs`. Raises `EvaluationError`.
+        total, map_x, map_y, outputs`; for trials a row each (see `read_trials`). Raises `EvaluationError`.
         """
         path = (self.file or Path(self.name)).with_suffix(".parquet")
         try:
@@ -116,6 +133,8 @@ class Result(Config):
     def outcomes(self) -> Outcomes:
         """Test outcomes, clips in order of their names, so that two encoders' agree row by row."""
         table = self.predictions()
+        if self.level == "trial":
+            return read_trials(table)
         table = table.filter(pa.array([split == "test" for split in table["split"].to_pylist()]))
         return read_outcomes(self.kind, self.classes, table.sort_by("clip_id"))
 
@@ -138,6 +157,18 @@ def read_outcomes(kind: Kind, classes: Sequence[str], test: pa.Table) -> Outcome
         return Outcomes(unit, np.asarray(hits, np.int64), correct, total, outputs)
     code = {name: index for index, name in enumerate(classes)}
     return Outcomes(unit, np.asarray([code.get(text, -1) for text in texts]), correct, total)
+
+
+def read_trials(table: pa.Table, column: str = "score") -> Outcomes:
+    """Outcomes of trials from a table of theirs, in its order; units are speakers, scores those in `column`.
+
+    Other columns: `enrol`, `test` (clips), `enrol_speaker`, `test_speaker`, `enrol_interferer`, `test_interferer` (null
+    in clean recordings), `target`; `no_separation`, `oracle_stream` (scores) for encoders that separate talkers.
+    """
+    sides = [np.asarray(table[f"{side}_speaker"].cast(pa.string()).to_pylist()) for side in ("enrol", "test")]
+    units = np.unique(np.concatenate(sides), return_inverse=True)[1].reshape(2, -1)
+    target, one = table["target"].to_numpy().astype(np.int64), np.ones(table.num_rows)
+    return Outcomes(units[0], target, one, one, table[column].to_numpy()[None], units[1])
 
 
 def result_path(output: Path | str, encoder: str, fingerprint: str, name: str) -> Path:
@@ -214,7 +245,40 @@ def table(results: Sequence[Result], style: Style = "text") -> str:
     notes = ["* best; = not told from the best by a paired bootstrap (95 %)"]
     if any(result.transductive for result in results):
         notes.append("† test clips were among those the encoder was pre-trained on")
-    return _layout(rows, style) + "\n" + "\n".join(notes)
+    trials = [result for result in results if result.level == "trial"]
+    return _layout(rows, style) + "\n" + "\n".join(notes) + (f"\n\n{_trial_table(trials, style)}" if trials else "")
+
+
+FURTHER = {
+    "min_dcf_0.01": "minDCF 0.01",
+    "min_dcf_0.05": "minDCF 0.05",
+    "no_separation": "no separation",
+    "oracle_stream": "oracle stream",
+    "gain_by_separation": "gain",
+}
+"""Columns of what else is told of trials."""
+
+
+def _trial_table(results: Sequence[Result], style: Style) -> str:
+    """A row a task and encoder: all that is told of trials, with 95 % intervals over speakers."""
+    columns = [name for name in FURTHER if any(name in result.further for result in results)]
+    rows = [["trials", "encoder", "eer", *(FURTHER[name] for name in columns)]]
+    rows.append(["", *("" if name.startswith("min_dcf") else "%" for name in ("min_dcf", "eer", *columns))])
+    for name in dict.fromkeys(result.task for result in results):
+        for result in results:
+            if result.task == name:
+                further = [(column, result.further.get(column)) for column in columns]
+                score = Measure.of(result.score, result.low, result.high)
+                rows.append([name, result.encoder, *(_measure(key, of) for key, of in [("eer", score), *further])])
+    return _layout(rows, style)
+
+
+def _measure(name: str, measure: Measure | None) -> str:
+    if measure is None:
+        return "-"
+    if name.startswith("min_dcf"):
+        return f"{measure.value:.3f} [{measure.low:.3f}, {measure.high:.3f}]"
+    return f"{100 * measure.value:.1f} [{100 * measure.low:.1f}, {100 * measure.high:.1f}]"
 
 
 def _key(result: Result) -> tuple[str, str]:

@@ -9,7 +9,7 @@ import math
 import platform
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -55,6 +55,10 @@ def evaluate(
     pool: Pooling = "mean",
     heads: Sequence[Head] = ("linear",),
     layers: str | Sequence[Layer] = "all",
+    trials: Path | str | None = None,
+    trial_count: int = 10_000,
+    as_norm: int = 0,
+    center: bool = False,
     lrs: Sequence[float] = (1e-3, 3e-3, 1e-2),
     seeds: Sequence[int] = (0, 1, 2),
     output: Path | str = "results",
@@ -72,6 +76,12 @@ def evaluate(
     also the name of one of the encoders' outputs; the choice is made on dev, and test is scored once, with every seed
     of the choice.
 
+    The suite `verification` asks of pairs of recordings whether they hold the same speaker: of the bundled ones, or of
+    `data`, whose column `target` (default `speaker`) names speakers. Its trials are drawn by `split_seed`,
+    `trial_count` of each kind (0: all pairs); or `trials` names a file of them, or a list of VoxCeleb1 in the folder
+    `data` (such as `voxceleb1-o-cleaned`). `auricle.evaluation.verification.run.verify` says more, and what `as_norm`
+    and `center` do.
+
     Results that are there and were made with the same options are returned as they are unless `overwrite="always"`;
     those made with others are replaced, or with `"never"` refused. Raises `AuricleError`s, one line each.
     """
@@ -80,9 +90,23 @@ def evaluate(
     named = layers if isinstance(layers, str) and layers not in WORDS else None
     tried = "all" if named else layers if isinstance(layers, str) else tuple(layers)
     probe = ProbeConfig.parse({"heads": tuple(heads), "layers": tried, "lrs": tuple(lrs), "seeds": tuple(seeds)})
+    chosen = [name if isinstance(name, Task) else task(name) for name in tasks or ()]
+    chosen += suite_tasks(suite) if suite else []
+    if verifications := [record for record in chosen if record.scored_by == "eer"]:
+        from auricle.evaluation.verification.run import verify  # which writes results as this module does
+
+        if len(verifications) < len(chosen):
+            raise EvaluationError("verification has tasks of its own: ask for them, and for others, one after another")
+        if level or metric or group or unit:
+            raise EvaluationError("verification knows no level, metric, group or unit: its units are the speakers")
+        return verify(
+            names, verifications, data=data, target=target, trials=trials, count=trial_count, seed=split_seed,
+            as_norm=as_norm, center=center, pool=pool, layers=layers, output=output, overwrite=overwrite,
+            device=place, batch_seconds=batch_seconds, progress=progress,
+        )  # fmt: skip
+    if trials is not None:
+        raise EvaluationError("trials: a list of pairs of recordings needs the task verification-clean")
     if data is None:
-        chosen = [name if isinstance(name, Task) else task(name) for name in tasks or ()]
-        chosen += suite_tasks(suite) if suite else []
         if not chosen or target is not None:
             raise EvaluationError("nothing to evaluate: give tasks, a suite, or data with the target column")
         prepared = [prepare(record) for record in chosen]
@@ -108,7 +132,7 @@ def evaluate(
             for ready in prepared:
                 bar.set_postfix_str(f"{embedder.name} {ready.task.name}")
                 settings = _settings(ready, probe, pool)
-                there = _find(output, embedder.name, fingerprint, ready.task, settings, overwrite)
+                there = find_result(output, embedder.name, fingerprint, ready.task, settings, overwrite)
                 results.append(there or _evaluate(embedder, fingerprint, ready, probe, settings, output))
                 bar.update()
     return results
@@ -128,7 +152,7 @@ def _settings(ready: Prepared, probe: ProbeConfig, pool: Pooling) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _find(
+def find_result(
     output: Path | str, encoder: str, fingerprint: str, record: Task, settings: str, overwrite: Overwrite
 ) -> Result | None:
     """The result that is there, if it may stand for the one asked for."""
@@ -221,13 +245,18 @@ def _chance(ready: Prepared, tests: list[Answers]) -> float:
 
 
 def heard(encoder: str, ready: Prepared, tests: list[Answers]) -> bool:
-    """Whether the run of that name (its folder holds a manifest) was trained on any of the test recordings."""
+    """Whether the run of that name was trained on any of the test recordings."""
+    paths = ready.manifest.column("path")
+    return was_heard(encoder, [paths[row] for test in tests for row in test.rows])
+
+
+def was_heard(encoder: str, paths: Iterable[str]) -> bool:
+    """Whether the run of that name (its folder holds a manifest) was trained on any of these recordings."""
     if encoder.startswith("untrained:"):
         return False
     folders = [Path(encoder), *Path(encoder).parents[:2]] if encoder else []
     for manifest in (folder / "manifest.parquet" for folder in folders):
         if manifest.is_file():
-            paths = ready.manifest.column("path")
             known = set(pq.read_table(manifest, columns=["path"])["path"].to_pylist())
-            return any(paths[row] in known for test in tests for row in test.rows)
+            return not known.isdisjoint(paths)
     return False

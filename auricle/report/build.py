@@ -17,6 +17,7 @@ import auricle
 from auricle.errors import AuricleError
 from auricle.evaluation.results import Result, read_results
 from auricle.report import clips, runs, scores
+from auricle.report.verification import verifications
 
 FORMAT = 1
 AUDIO_BYTES, PICTURE_BYTES, POINTS = 10_000_000, 3_000_000, 60_000
@@ -69,6 +70,7 @@ def _render(found_runs: Sequence[runs.Run], results: Sequence[Result]) -> str:
         headline=headline,
         lead=lead,
         board=board,
+        verifications=verifications(board),
         runs=[view | {"facts": run.facts(), "alarms": run.alarms} for run, view in zip(found_runs, shown, strict=True)],
         maps=maps,
         audio_note=_audio_note(maps, sounds, unreadable),

@@ -14,12 +14,19 @@ from matplotlib.ticker import MaxNLocator
 from auricle.encoders import BASELINES
 from auricle.errors import EvaluationError
 from auricle.evaluation.metrics import LOWER_IS_BETTER, Outcomes, paired_bootstrap, scorer
-from auricle.evaluation.results import Choice, Result, read_outcomes
+from auricle.evaluation.results import Choice, Result, read_outcomes, read_trials
 from auricle.evaluation.tasks import TASKS
 
 LOG_MEL, TWIN = "fbank", "untrained:"
-METRIC_NAMES = {"map": "mean average precision", "roc_auc": "ROC AUC", "r2": "R²", "mae": "mean absolute error"}
+METRIC_NAMES = {
+    "eer": "equal error rate",
+    "map": "mean average precision",
+    "roc_auc": "ROC AUC",
+    "r2": "R²",
+    "mae": "mean absolute error",
+}
 """Of those that are written otherwise in prose."""
+TRIAL_COLUMNS = ("enrol", "test", "enrol_speaker", "test_speaker", "target", "score")
 COLUMNS = ("clip_id", "path", "start_s", "duration_s", "split", "unit", "target", "prediction", "correct", "total")
 
 
@@ -72,7 +79,8 @@ class Column:
         """Every encoder's table of predictions. Raises `EvaluationError` for one that is damaged."""
         tables = {name: row.predictions() for name, row in self.rows.items()}
         for name, table in tables.items():
-            if missing := [column for column in COLUMNS if column not in table.column_names]:
+            wanted = TRIAL_COLUMNS if self.first.level == "trial" else COLUMNS
+            if missing := [column for column in wanted if column not in table.column_names]:
                 path = (self.rows[name].file or PurePath(name)).with_suffix(".parquet")
                 raise EvaluationError(f"{path}: column {missing[0]} is missing; delete it and evaluate again")
         return tables
@@ -80,6 +88,8 @@ class Column:
     @cached_property
     def _outcomes(self) -> dict[str, Outcomes]:
         first = self.first
+        if first.level == "trial":
+            return {name: read_trials(table) for name, table in self.predictions.items()}
         tests = {name: table.filter(pc.equal(table["split"], "test")) for name, table in self.predictions.items()}
         return {name: read_outcomes(first.kind, first.classes, test.sort_by("clip_id")) for name, test in tests.items()}
 
@@ -97,7 +107,8 @@ class Column:
         measures = f"{record.measures[:1].upper()}{record.measures[1:]}. " if record and record.measures else ""
         direction = " (lower is better)" if self.lower_is_better else ""
         units = "" if first.unit == "clip" else f"; intervals over column {first.unit} ({first.units})"
-        return f"{measures}{self.metric[:1].upper()}{self.metric[1:]}{direction} on {first.n_test:,} test clips{units}."
+        what = "trials" if first.level == "trial" else "test clips"
+        return f"{measures}{self.metric[:1].upper()}{self.metric[1:]}{direction} on {first.n_test:,} {what}{units}."
 
     def number(self, value: float) -> str:
         """A score as it is shown."""
@@ -194,7 +205,9 @@ def details(board: Board) -> list[tuple[str, list[tuple[str, str]], str]]:
         facts = [
             ("Target", f"{first.target} ({first.kind}, by {first.level})"),
             ("Split", f"{first.split} (hash {first.split_hash})"),
-            ("Clips", f"{first.n_train:,} train, {first.n_dev:,} dev, {first.n_test:,} test"),
+            ("Trials", f"{first.n_test:,}, {first.n_train:,} clips of a cohort, {first.n_dev:,} clips of dev")
+            if first.level == "trial"
+            else ("Clips", f"{first.n_train:,} train, {first.n_dev:,} dev, {first.n_test:,} test"),
             ("Interval", f"95 % bootstrap over {_count(first.units, first.unit)}"),
             ("Chance", column.number(first.chance)),
         ]
@@ -209,16 +222,17 @@ def _provenance(column: Column, row: Result) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in {"auricle": row.auricle, **row.versions}.items())
     seeds = ", ".join(column.number(score) for score in row.seeds)
     skipped = f"; {_count(row.skipped, 'clip')} skipped" if row.skipped else ""
+    dev = "-" if row.dev is None else column.number(row.dev)
     return (
         f"{row.encoder}, fingerprint {row.fingerprint}; test {column.number(row.score)} (seeds {seeds}), "
-        f"dev {column.number(row.dev)}; {'; '.join(dict.fromkeys(map(_choice, row.chosen)))}{skipped}; "
+        f"dev {dev}; {'; '.join(dict.fromkeys(map(_choice, row.chosen)))}{skipped}; "
         f"{row.seconds_encode:.1f} s encoding, {row.seconds_probe:.1f} s probing; {versions}"
     )
 
 
 def _choice(choice: Choice) -> str:
     layer = "sum of layers" if choice.layer == "sum" else f"layer {choice.layer}"
-    return f"{choice.head} head on {layer}, learning rate {choice.lr:g}"
+    return f"cosine of {layer}" if choice.lr is None else f"{choice.head} head on {layer}, learning rate {choice.lr:g}"
 
 
 def _against(board: Board, a: str, b: str, rival: str, subject: str) -> str:

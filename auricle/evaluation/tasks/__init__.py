@@ -5,13 +5,15 @@ from __future__ import annotations
 from auricle.errors import ConfigError, unknown
 from auricle.evaluation.tasks.quick import QUICK
 from auricle.evaluation.tasks.task import Task
+from auricle.evaluation.tasks.verification import VERIFICATION
 
 __all__ = ["SUITES", "TASKS", "Task", "suite_tasks", "task"]
 
-TASKS: dict[str, Task] = {record.name: record for record in QUICK}
+TASKS: dict[str, Task] = {record.name: record for record in (*QUICK, *VERIFICATION)}
 
 SUITES: dict[str, tuple[str, ...]] = {
     "quick": tuple(record.name for record in QUICK),
+    "verification": tuple(record.name for record in VERIFICATION),
 }
 """A suite is only a list of tasks."""
 
