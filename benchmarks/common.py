@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
 
 Times = Mapping[str, NDArray[np.float64]]
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -47,6 +49,31 @@ def ratio(times: Times, slow: str, fast: str) -> dict[str, float]:
     """How many times faster `fast` is than `slow`, round by round: median, lowest, highest."""
     ratios = times[slow] / times[fast]
     return {"median": float(np.median(ratios)), "min": float(ratios.min()), "max": float(ratios.max())}
+
+
+def wait_for(device: torch.device) -> None:
+    """Return when a GPU has done what it was told; the clock of a row stops after this."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def matrix_peak(dtype: torch.dtype, device: torch.device, clock: str) -> float:
+    """Tflop/s of square matrix products, the best of several, by the faster of the libraries behind PyTorch.
+
+    On a CPU `matmul` may call MKL; a convolution over single points is the same product and calls oneDNN.
+    """
+    size = 2048 if device.type == "cpu" else 8192
+    a, b = torch.randn(2, size, size, device=device).to(dtype)
+    image, kernel = a.view(1, size, 1, size).permute(0, 3, 1, 2), b.view(size, size, 1, 1)
+    rows: dict[str, Callable[[], Tensor]] = {"matmul": lambda: a @ b, "conv": lambda: F.conv2d(image, kernel)}
+
+    def timed(product: Callable[[], Tensor]) -> None:
+        product()
+        wait_for(device)
+
+    with torch.no_grad():
+        times = measure({name: lambda row=row: timed(row) for name, row in rows.items()}, 5, clock=clock)
+    return 2 * size**3 / min(seconds.min() for seconds in times.values()) / 1e12
 
 
 def show_times(times: Times, unit: str = "ms", **columns: Mapping[str, str]) -> None:

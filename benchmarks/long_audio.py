@@ -1,22 +1,25 @@
 """Long audio: what attention in windows changes, how probes fare at other lengths, and the memory that hours take.
 
     python benchmarks/long_audio.py runs/mockingjay auricle/recordings/manifest.csv --target category
-    python benchmarks/long_audio.py --memory 10 60 180          # minutes; of mockingjay-tiny, untrained
+    python benchmarks/long_audio.py --memory 10 60 180 --presets mockingjay-tiny hubert-tiny    # minutes; untrained
 
-Windows: recordings of a class are strung together to 15, 30 and 60 s; frames that an encoder gives in overlapping
-windows are compared with those it gives when attention sees the whole. Lengths: a probe is trained on 3 s and scored on
-1, 3 and 15 s, drawn from strings of the test recordings of a class. Memory: peak of a process of its own each.
+Windows, of encoders that have `chunk_frames`: recordings of a class are strung together to 15, 30 and 60 s; frames that
+an encoder gives in overlapping windows are compared with those it gives when attention sees the whole. Lengths: a probe
+is trained on 3 s and scored on 1, 3 and 15 s, drawn from strings of the test recordings of a class. Memory: peak of a
+process of its own each.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -24,32 +27,33 @@ import soundfile
 import torch
 from numpy.typing import NDArray
 
-from auricle.audio.io import read, write
-from auricle.config import edit
+from auricle.audio.io import as_waveform, probe, read, write
+from auricle.config import Config, edit
 from auricle.data.dataset import training_batches
 from auricle.data.manifest import Manifest
 from auricle.data.splits import split
 from auricle.embedding.extract import embed
+from auricle.encoders.base import Encoder
 from auricle.encoders.checkpoint import load
-from auricle.encoders.mel_transformer import MelTransformer
 from auricle.evaluation.run import evaluate
 from auricle.methods import preset
 
 RATE = 16_000
-TRAINED_S, TESTED_S = 3.0, (1.0, 3.0, 15.0)
+TRAINED_S, TESTED_S, WINDOWED_S = 3.0, (1.0, 3.0, 15.0), (15.0, 30.0, 60.0)
 JOBS = ("crop", "pretrain", "clip", "clip, all layers", "frames")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", nargs="?", help="run folder of a method with a mel_transformer")
+    parser.add_argument("run", nargs="?", help="run folder, or another encoder's name")
     parser.add_argument("data", nargs="?", help="manifest with labels")
     parser.add_argument("--target", default="category", help="column of the classes")
     parser.add_argument("--clips", type=int, default=10, help="strings of each length, and windows of each class")
     parser.add_argument("--memory", type=int, nargs="*", default=[], metavar="MINUTES")
+    parser.add_argument("--presets", nargs="+", default=["mockingjay-tiny"], help="whose memory; without label columns")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write the figures here too")
-    parser.add_argument("--job", nargs=2, metavar=("JOB", "FILE"), help=argparse.SUPPRESS)
+    parser.add_argument("--job", nargs=3, metavar=("JOB", "PRESET", "FILE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.job:
@@ -58,10 +62,11 @@ def main() -> None:
     figures: dict[str, object] = {"benchmark": "long_audio", "torch": torch.__version__, "threads": args.threads}
     if args.run and args.data:
         strings = Strings(Manifest.open(args.data), args.target)
-        figures["windows"] = show_windows(args.run, strings, args.clips)
+        if hasattr(load(args.run).config, "chunk_frames"):
+            figures["windows"] = show_windows(load(args.run), strings, args.clips)
         figures["lengths"] = show_lengths(args.run, strings, args.clips)
     if args.memory:
-        figures["memory"] = show_memory(args.memory, args.threads)
+        figures["memory"] = show_memory(args.presets, args.memory, args.threads)
     if args.json:
         args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
@@ -85,21 +90,19 @@ class Strings:
 
 
 @torch.inference_mode()
-def show_windows(run: str, strings: Strings, clips: int) -> list[dict[str, float]]:
+def show_windows(chunked: Encoder, strings: Strings, clips: int) -> list[dict[str, float]]:
     """Relative differences |chunked - whole| / |whole| of frames of the last layer."""
-    chunked = load(run)
-    assert isinstance(chunked, MelTransformer), f"{run}: windows are the mel_transformer's"
-    whole = MelTransformer(edit(chunked.config, chunk_frames=1_000_000)).eval()
-    whole.load_state_dict(chunked.state_dict())
+    window_s = window(chunked.config) * chunked.hop / chunked.sample_rate
+    whole = seeing(chunked, max(WINDOWED_S))
     last, rows = [len(chunked.dims) - 1], []
-    window_s = chunked.config.chunk_frames * chunked.hop / RATE
     print(f"\nwindows of {window_s:g} s against the whole, last layer, {clips} strings each")
     print(f"{'seconds':>8}{'mean':>10}{'95 %':>10}{'largest':>10}{'clip mean':>12}")
-    for seconds in (15.0, 30.0, 60.0):
+    for seconds in WINDOWED_S:
         rng, frames, vectors = np.random.default_rng(0), [], []
         for clip in range(clips):
+            label = strings.classes[clip % len(strings.classes)]
             waveform = torch.from_numpy(
-                strings.draw(strings.classes[clip % len(strings.classes)], "test", seconds, rng)
+                as_waveform(strings.draw(label, "test", seconds, rng), RATE, chunked.sample_rate)
             )
             batch = waveform[None], torch.tensor([len(waveform)])
             one, other = (encoder(*batch, last).hidden_states[0][0] for encoder in (chunked, whole))
@@ -111,6 +114,20 @@ def show_windows(run: str, strings: Strings, clips: int) -> list[dict[str, float
         rows.append(row)
         print(f"{seconds:8g}{row['mean']:10.4f}{row['p95']:10.4f}{row['max']:10.4f}{row['clip_mean']:12.4f}")
     return rows
+
+
+def window(config: Config) -> int:
+    """Frames that attention sees at most."""
+    return int(config.chunk_frames) // getattr(config, "patch_frames", 1)  # type: ignore[attr-defined]
+
+
+def seeing(encoder: Encoder, seconds: float) -> Encoder:
+    """An encoder of the same weights whose attention sees clips of `seconds` as a whole."""
+    config = encoder.config
+    windows = math.ceil(seconds * encoder.sample_rate / encoder.hop / window(config))
+    whole = type(encoder)(edit(config, chunk_frames=windows * config.chunk_frames))  # type: ignore[arg-type, attr-defined]
+    whole.load_state_dict(encoder.state_dict())
+    return whole.eval()
 
 
 def show_lengths(run: str, strings: Strings, clips: int) -> list[dict[str, object]]:
@@ -154,37 +171,39 @@ def _window(
     return {"path": path.name, "label": label, "split": part}
 
 
-def show_memory(minutes: list[int], threads: int) -> list[dict[str, object]]:
+def show_memory(presets: list[str], minutes: list[int], threads: int) -> list[dict[str, object]]:
     """Peak memory of each job beyond that of the imports, in a process of its own."""
     rows: list[dict[str, object]] = []
-    print(f"\n{'peak MB beyond imports':24}{'minutes':>8}{'samples MB':>12}{'peak MB':>10}{'seconds':>9}")
+    print(f"\n{'peak MB beyond imports':44}{'minutes':>8}{'samples MB':>12}{'peak MB':>10}{'seconds':>9}")
     with tempfile.TemporaryDirectory() as folder:
         for length in minutes:
             path, rng = Path(folder) / f"{length}.flac", np.random.default_rng(0)
             with soundfile.SoundFile(path, "w", RATE, 1) as file:
                 for _ in range(length):
                     file.write(0.1 * rng.standard_normal(60 * RATE))
-            for job in JOBS:
+            for name, job in product(presets, JOBS):
                 begun = time.perf_counter()
-                command = [sys.executable, __file__, "--threads", str(threads), "--job", job, str(path)]
+                command = [sys.executable, __file__, "--threads", str(threads), "--job", job, name, str(path)]
                 peak = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-                row = {"job": job, "minutes": length, "samples_mb": length * 60 * RATE * 4 / 2**20, "peak_mb": peak}
+                row = {"preset": name, "job": job, "minutes": length, "peak_mb": peak}
+                row["samples_mb"] = length * 60 * RATE * 4 / 2**20
                 rows.append(row | {"seconds": time.perf_counter() - begun})
                 cells = f"{row['samples_mb']:12.0f}{peak:10.0f}{rows[-1]['seconds']:9.0f}"
-                print(f"{job:24}{length:8}{cells}", flush=True)
+                print(f"{f'{name}, {job}':44}{length:8}{cells}", flush=True)
     return rows
 
 
-def peak_of(job: str, path: str) -> float:
+def peak_of(job: str, name: str, path: str) -> float:
     """MB that this process has ever held, less what it held before the job."""
-    run = preset("mockingjay-tiny")
+    run = preset(name)
     method = run.build()
-    method.encoder.name = "mockingjay-tiny"
+    method.encoder.name = name
     before = _peak()
     if job == "crop":
-        read(path, RATE, 4 * 60 * RATE, 5 * RATE)
+        read(path, RATE, probe(path).num_samples // 2, 5 * RATE)
     elif job == "pretrain":
         batches = training_batches(Manifest.open(path), method.needs, run.data, seed=0)
+        method.prepare(batches)
         for _ in range(3):
             method(next(batches)).loss.backward()
     else:

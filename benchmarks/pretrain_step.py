@@ -15,8 +15,9 @@ others, which are noise of the lengths that the method is trained on.
     F  B in bf16, under autocast
 
 Memory is what a process of its own holds at most over two steps on the longest batch, beyond what it held before the
-model was made. The step's operations are counted as the model needs them on true frames (padding is waste), three
-times the forward pass; they are set against the best rate that large matrix products of the row's precision reach.
+model was made; of ours, fitting clusters or statistics included. The step's operations are counted as the model needs
+them on true frames (padding is waste): three times the forward pass, a frozen teacher's once. They are set against the
+best rate that large matrix products of the row's precision reach.
 """
 
 from __future__ import annotations
@@ -28,18 +29,19 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import torch
-from common import CLOCKS, machine, measure, ratio, show_ratio, show_times, write_json
+from common import CLOCKS, machine, matrix_peak, measure, ratio, show_ratio, show_times, wait_for, write_json
 from torch import Tensor
-from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 from torch.profiler import ProfilerActivity, profile
 
 from auricle import methods
+from auricle.config import edit
 from auricle.data.batching import Batch
 from auricle.methods.base import RunConfig
 from auricle.training import optim
@@ -58,18 +60,17 @@ def main() -> None:
     args = parse()
     torch.set_num_threads(args.threads)
     peer = importlib.import_module(f"peers.{args.method}")
-    run, device = methods.preset(args.preset or peer.PRESET), torch.device(args.device)
-    batches = [
-        batch.to(device) for batch in draw_batches(peer.SECONDS, args.clips, args.rounds, args.seed, args.bucketed)
-    ]
+    run = edit(methods.preset(args.preset or peer.PRESET), **getattr(peer, "EDITS", {}))
+    device = torch.device(args.device)
+    seconds = tuple(args.seconds or peer.SECONDS)
+    batches = [batch.to(device) for batch in draw_batches(seconds, args.clips, args.rounds, args.seed, args.bucketed)]
     if args.held:
-        longest = max(batches, key=lambda batch: batch.waveforms.shape[1])
-        print(held(args.held, peer, run, longest, args.seed))
+        print(held(args.held, peer, run, batches, args.seed))
         return
     names = {letter: f"{letter}  {name}" for letter, name in row_names(peer).items()}
     chosen = args.rows or "".join(names).translate({ord(letter): None for letter in IN_BF16 if device.type == "cpu"})
     memory = {names[letter]: memory_of(letter) for letter in chosen} if args.memory else {}
-    steps = {names[letter]: build(letter, peer, run, device, args.seed) for letter in chosen}
+    steps = {names[letter]: build(letter, peer, run, batches, args.seed) for letter in chosen}
     current = batches[0]
 
     def choose(number: int) -> None:
@@ -78,8 +79,7 @@ def main() -> None:
 
     def timed(step: Step) -> None:
         step(current)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        wait_for(device)
 
     rows = {name: lambda step=step: timed(step) for name, step in steps.items()}
     if args.profile:
@@ -94,6 +94,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("method", choices=METHODS)
     parser.add_argument("--preset", help="in place of the method's base preset, of the same kind")
     parser.add_argument("--clips", type=int, default=8, help="clips in a batch")
+    parser.add_argument("--seconds", type=float, nargs=2, help="shortest and longest clip, else the method's own")
     parser.add_argument("--rounds", type=int, default=5, help="each times every row once, on a batch of its own")
     parser.add_argument("--bucketed", action="store_true", help="clips of like length together, as data paths do")
     parser.add_argument("--seed", type=int, default=0, help="of lengths, audio and weights")
@@ -180,11 +181,12 @@ def draw_batches(seconds: tuple[float, float], clips: int, count: int, seed: int
 # -------------------------------------------------------------------------------------------------------------- steps
 
 
-def build(row: str, peer: ModuleType, run: RunConfig, device: torch.device, seed: int) -> Step:
+def build(row: str, peer: ModuleType, run: RunConfig, batches: list[Batch], seed: int) -> Step:
     """The step of a row, given its letter: it takes a batch and returns the loss ()."""
     torch.manual_seed(seed)
+    device = batches[0].waveforms.device
     if row in OURS:
-        return ours(run, device, bf16=row == "D")
+        return ours(run, batches, bf16=row == "D")
     model = peer.build(IN_BF16.get(row, row), run).to(device).train()
     optimizer = model.optimizer()
 
@@ -201,9 +203,11 @@ def build(row: str, peer: ModuleType, run: RunConfig, device: torch.device, seed
     return step
 
 
-def ours(run: RunConfig, device: torch.device, bf16: bool) -> Step:
+def ours(run: RunConfig, batches: list[Batch], bf16: bool) -> Step:
     """The training loop's own step: one micro-batch, the update gated, clipped and fused."""
+    device = batches[0].waveforms.device
     method = run.build().to(device).train()
+    method.prepare(cycle(batches))
     optimizer = optim.build_optimizer(method, run.train)
 
     def step(batch: Batch) -> Tensor:
@@ -220,39 +224,20 @@ def ours(run: RunConfig, device: torch.device, bf16: bool) -> Step:
 # ------------------------------------------------------------------------------------------------------- measurements
 
 
-def matrix_peak(dtype: torch.dtype, device: torch.device, clock: str) -> float:
-    """Tflop/s of square matrix products, the best of several, by the faster of the libraries behind PyTorch.
-
-    On a CPU `matmul` may call MKL; a convolution over single points is the same product and calls oneDNN.
-    """
-    size = 2048 if device.type == "cpu" else 8192
-    a, b = torch.randn(2, size, size, device=device).to(dtype)
-    image, kernel = a.view(1, size, 1, size).permute(0, 3, 1, 2), b.view(size, size, 1, 1)
-    rows: dict[str, Callable[[], Tensor]] = {"matmul": lambda: a @ b, "conv": lambda: F.conv2d(image, kernel)}
-
-    def timed(product: Callable[[], Tensor]) -> None:
-        product()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
-    with torch.no_grad():
-        times = measure({name: lambda row=row: timed(row) for name, row in rows.items()}, 5, clock=clock)
-    return 2 * size**3 / min(seconds.min() for seconds in times.values()) / 1e12
-
-
 def memory_of(row: str) -> float:
     """Megabytes that a process of its own, started with our own arguments, holds for a row."""
     child = subprocess.run([sys.executable, *sys.argv, "--held", row], check=True, capture_output=True, text=True)
     return float(child.stdout.splitlines()[-1])
 
 
-def held(row: str, peer: ModuleType, run: RunConfig, batch: Batch, seed: int) -> float:
-    """Most megabytes held over two steps, weights and optimizer included; call it in a fresh process."""
-    device = batch.waveforms.device
+def held(row: str, peer: ModuleType, run: RunConfig, batches: list[Batch], seed: int) -> float:
+    """Most megabytes held over two steps on the longest batch, weights and optimizer included; in a fresh process."""
+    device = batches[0].waveforms.device
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    step = build(row, peer, run, device, seed)
+    step = build(row, peer, run, batches, seed)
+    longest = max(batches, key=lambda batch: batch.waveforms.shape[1])
     for _ in range(2):
-        step(batch)
+        step(longest)
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3 - before

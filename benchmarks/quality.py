@@ -3,9 +3,11 @@
     python benchmarks/quality.py DATA mockingjay [--seeds 0 1 2] [--output DIR] [--set train.steps=500] [--json FILE]
 
 DATA holds labelled corpora, a folder each with a `manifest.csv`. Tasks are named per method below, before any run. The
-corpora that are probed are not heard in pre-training, so all their clips may be tested: five folds, each with the next
-as dev. Each pre-training seed meets the twin of that seed; the interval of the difference (mean over the pairs) is a
-paired bootstrap over the test clips. Finished runs in DIR are not trained again. All rows are printed.
+clips that are probed are not heard in pre-training, so all of them may be tested: five folds, each with the next as
+dev. Of speech and sounds these are whole corpora; of music there are only the two that are probed, so one half of each
+may be heard and the other is probed, split by what would otherwise tell (a note by instrument and pitch, since it is
+there at two loudnesses). Each pre-training seed meets the twin of that seed; the interval of the difference (mean over
+the pairs) is a paired bootstrap over the test clips. Finished runs in DIR are not trained again. All rows are printed.
 """
 
 from __future__ import annotations
@@ -43,7 +45,14 @@ class Plan:
     preset: str
     heard: tuple[str, ...]
     tasks: tuple[str, ...]
+    halves: tuple[str, ...] = ()
+    """Corpora of `MUSIC` of which the half that is not probed is heard."""
+    first: str | None = None
+    """Preset of the iteration before, whose run of the same seed makes the labels; it is trained by its own plan."""
 
+
+MUSIC = {"music_notes_rendered": ("instrument", "midi"), "music_generated": ("path",)}
+"""Corpus → columns of which the clips that agree are in one half."""
 
 PLANS = {
     "mockingjay": Plan(
@@ -76,6 +85,16 @@ PLANS = {
         ),
         ("speaker", "esc10"),
     ),
+    "music2vec": Plan("music2vec-tiny", ("sound_esc10",), ("pitch", "instruments"), ("music_generated",)),
+    "musichubert": Plan("musichubert-tiny", ("sound_esc10",), ("pitch", "instruments"), tuple(MUSIC)),
+    "musichubert-iter2": Plan(
+        "musichubert-tiny-iter2", ("sound_esc10",), ("pitch", "instruments"), tuple(MUSIC), first="musichubert-tiny"
+    ),
+    "best-rq": Plan(
+        "best-rq-tiny", ("speech_speechocean762", "speech_fsdd", "speech_synth_langid"), ("phones", "keyword")
+    ),
+    "best-rq-music": Plan("best-rq-music-tiny", ("sound_esc10",), ("pitch", "instruments"), tuple(MUSIC)),
+    "data2vec2": Plan("data2vec2-music-tiny", ("sound_esc10",), ("pitch", "instruments"), tuple(MUSIC)),
 }
 
 
@@ -102,7 +121,34 @@ def esc10(data: Path) -> tuple[Manifest, dict[str, Any]]:
     return Manifest.open([data / "sound_esc10" / "manifest.csv"]), {"target": "category", "split": "folds"}
 
 
-TASKS = {"phones": phones, "keyword": keyword, "speaker": speaker, "esc10": esc10}
+def pitch(data: Path) -> tuple[Manifest, dict[str, Any]]:
+    """Which of eighteen pitches a note has, of instruments the probe has not heard; the half not pre-trained on."""
+    manifest = half(data, "music_notes_rendered", heard=False)
+    return manifest, {"target": "midi", "metric": "accuracy", "split": "folds", "group": "instrument"}
+
+
+def instruments(data: Path) -> tuple[Manifest, dict[str, Any]]:
+    """Which instruments play, mean average precision over them, five folds; the half not pre-trained on."""
+    return half(data, "music_generated", heard=False), {"target": "instruments", "metric": "map", "split": "folds"}
+
+
+TASKS = {
+    "phones": phones,
+    "keyword": keyword,
+    "speaker": speaker,
+    "esc10": esc10,
+    "pitch": pitch,
+    "instruments": instruments,
+}
+
+
+def half(data: Path, corpus: str, heard: bool) -> Manifest:
+    """The half of a corpus of `MUSIC` that is heard in pre-training, or the other, which is probed."""
+    manifest = Manifest.open([data / corpus / "manifest.csv"])
+    keys = ["\t".join(map(str, key)) for key in zip(*map(manifest.column, MUSIC[corpus]), strict=True)]
+    names, group = np.unique(keys, return_inverse=True)
+    first = np.random.default_rng(0).permutation(len(names)) < len(names) // 2
+    return manifest.select(first[group] == heard)
 
 
 def main() -> None:
@@ -139,7 +185,10 @@ def train(run: RunConfig, plan: Plan, data: Path, seed: int, output: Path) -> di
     """One run; its steps, minutes on the clock and of processor time, and held-out loss beside its trivial level."""
     folder = output / f"{plan.preset}-{seed}"
     run = edit(run, train={"seed": seed})
-    heard = [data / corpus / "manifest.csv" for corpus in plan.heard]
+    if plan.first:
+        run = edit(run, objective={"quantizer": str(output / f"{plan.first}-{seed}")})
+    heard: list[Path | Manifest] = [data / corpus / "manifest.csv" for corpus in plan.heard]
+    heard += [half(data, corpus, heard=True) for corpus in plan.halves]
     began, busy = time.perf_counter(), time.process_time()
     pretrain(run, heard, folder, resume=True, progress=False)
     found: dict[str, Any] = {
@@ -166,6 +215,7 @@ def judge(name: str, data: Path, runs: Sequence[str], output: Path) -> dict[str,
     results = evaluate(
         [*runs, *twins, *BASELINES], data=manifest, output=output / name, overwrite="always", progress=False, **options
     )
+    assert not any(row.transductive for row in results), "pre-training has heard clips that are tested"
     control = evaluate(
         [runs[0]], data=shuffled(manifest, options["target"]), output=output / f"{name}-shuffled", overwrite="always",
         progress=False, **options,

@@ -1,8 +1,9 @@
 """Plain PyTorch versions of what the methods' official codes do, one file a method, for `pretrain_step.py`.
 
 Each file says beside which of our presets it stands (`PRESET`), on clips of which length (`SECONDS`, shortest and
-longest), what its rows are (`ROWS`) and which speed-up is aimed at, where not the usual (`TARGETS`); makes the rows
-(`build(row, run)`: a `Peer` of that run's sizes); and counts what a step has to compute (`operations(run, samples)`).
+longest), what its rows are (`ROWS`), which speed-up is aimed at, where not the usual (`TARGETS`), and what of the
+preset is changed because it costs time before the first step alone (`EDITS`); makes the rows (`build(row, run)`: a
+`Peer` of that run's sizes); and counts what a step has to compute (`operations(run, samples)`).
 They follow published descriptions; no code is copied.
 """
 
