@@ -85,7 +85,12 @@ def heard(model: Data2Vec, waveform: Tensor) -> Tensor:
 
 
 def hooked_targets(model: Data2Vec, projected: Tensor) -> np.ndarray:
-    """Targets (T, D) of a clip from forward hooks on the teacher's feed-forward parts, instance norm over time."""
+    """Targets (T, D) of a clip from what hooks catch, instance norm over time."""
+    return np.mean([(x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5) for x in hooked_outputs(model, projected)], axis=0)
+
+
+def hooked_outputs(model: Data2Vec, projected: Tensor) -> list[np.ndarray]:
+    """What the teacher's last feed-forward parts give of a clip, each (T, D), from forward hooks on them."""
     caught: list[Tensor] = []
     blocks = model.teacher.module.transformer.blocks[-model.config.top_layers :]
     hooks = [block.ffn_out.register_forward_hook(lambda *call: caught.append(call[2])) for block in blocks]
@@ -94,7 +99,23 @@ def hooked_targets(model: Data2Vec, projected: Tensor) -> np.ndarray:
         hook.remove()
     outputs = [np.asarray(output.detach().reshape(projected.shape[1:]), np.float64) for output in caught]
     assert len(outputs) == model.config.top_layers
-    return np.mean([(x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5) for x in outputs], axis=0)
+    return outputs
+
+
+def test_targets_may_be_normalised_over_the_batch():
+    """What is constant in a clip then stays in its targets."""
+    model = built(small(targets_over="batch")).double().eval()
+    batch = batch_of(1.3, 0.7, 1.0)
+    x, frames = model.encoder.features(batch.waveforms.double(), batch.lengths)
+    targets = model._targets(model.encoder.project(x), frames).numpy()
+    clips = [heard(model, batch.waveforms[i, :length].double()) for i, length in enumerate(batch.lengths)]
+    outputs = [hooked_outputs(model, clip) for clip in clips]
+    pools = [np.concatenate(layer) for layer in zip(*outputs, strict=True)]
+    for i, clip in enumerate(outputs):
+        scaled = [(x - pool.mean(0)) / np.sqrt(pool.var(0) + 1e-5) for x, pool in zip(clip, pools, strict=True)]
+        np.testing.assert_allclose(targets[i, : frames[i]], np.mean(scaled, axis=0), atol=1e-4)
+        assert np.abs(targets[i, : frames[i]].mean(0)).max() > 0.05
+        assert not targets[i, frames[i] :].any()
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.7])

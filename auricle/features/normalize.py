@@ -28,6 +28,13 @@ def normalize_utterance(x: Tensor, lengths: Tensor, eps: float = 1e-5, unbiased:
     return x * (variance + eps).rsqrt()
 
 
+def normalize_batch(x: Tensor, lengths: Tensor, eps: float = 1e-5) -> Tensor:
+    """Each channel of x (B, T, F) to mean 0 and variance 1 over the true frames of all clips; zeros past them."""
+    mask, count = frame_mask(x, lengths), lengths.sum().clamp_min(1)
+    x = (x - x.masked_fill(~mask, 0).sum((0, 1)) / count).masked_fill(~mask, 0)
+    return x * (x.square().sum((0, 1)) / count + eps).rsqrt()
+
+
 def level_gain(waveforms: Tensor, lengths: Tensor, level_db: float) -> Tensor:
     """Factors (B, 1) that bring clips of waveforms (B, S), zero past their lengths, to an RMS of `level_db` dB re 1.
 

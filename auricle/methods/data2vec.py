@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from torch import Tensor
 from auricle.config import Config, edit
 from auricle.data.batching import Batch, DataNeeds
 from auricle.encoders.waveform import WaveformConfig, WaveformEncoder
-from auricle.features.normalize import frame_mask, normalize_utterance
+from auricle.features.normalize import frame_mask, normalize_batch, normalize_utterance
 from auricle.methods.base import Method, RunConfig, Step
 from auricle.nn.ema import Ema, ramp
 from auricle.nn.linear import Linear
@@ -37,7 +37,10 @@ class Data2VecConfig(Config):
     """Frames to hide. (fairseq also equalises their number over the batch: `equalize: fairseq`.)"""
     top_layers: int = Field(8, ge=1)
     """Targets are the mean of this many of the teacher's last layers: of each the feed-forward part's output, with mean
-    0 and variance 1 over the clip's frames in each channel."""
+    0 and variance 1 in each channel."""
+    targets_over: Literal["clip", "batch"] = "clip"
+    """The frames that have this mean and variance: a clip's, or all of the micro-batch (fairseq's
+    `batch_norm_target_layer`), which leaves in the targets what lasts as long as the clip: a note's pitch, a voice."""
     ema_decay: float = Field(0.999, ge=0, le=1)
     """Share of itself that the teacher keeps at each step, at first."""
     ema_end_decay: float = Field(0.9999, ge=0, le=1)
@@ -112,8 +115,8 @@ class Data2Vec(Method):
     def forward(self, batch: Batch) -> Step:
         """Squared distance between prediction and target over √D, the mean over hidden frames; `count` is their number.
 
-        `trivial` predicts 0, which is each channel's mean over a clip: it is the targets' variance, summed over the D
-        channels, over √D. `r2` is 1 less the squared error over that of predicting 0. `target_std`, `prediction_std`
+        `trivial` predicts 0, which is each channel's mean (see `targets_over`): it is the targets' variance, summed over
+        the D channels, over √D. `r2` is 1 less the squared error over that of predicting 0. `target_std`, `prediction_std`
         and `features_std` (what the convolutions give) are standard deviations over the batch's frames, hidden ones in
         the first two, the mean over channels: they fall when the network collapses. `masked` is the share of hidden
         frames.
@@ -179,9 +182,10 @@ class Data2Vec(Method):
         """What the teacher makes of projected features x (B, T, D): (B, T, D) float32, zeros past each clip."""
         last = self.encoder.config.layers
         layers = [last - i for i in range(self.config.top_layers)]  # a list: the compiler takes no range
+        normalize = normalize_utterance if self.config.targets_over == "clip" else normalize_batch
         total = torch.zeros(x.shape, device=x.device)
         for state in self.teacher(x, lengths, layers, taps="ffn"):
-            total += normalize_utterance(state.float(), lengths)
+            total += normalize(state.float(), lengths)
         return total / len(layers)
 
     def _cost(self, error: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from auricle.config import Config, edit
 from auricle.data.batching import Batch, DataNeeds
 from auricle.encoders.waveform import WaveformConfig, WaveformEncoder
-from auricle.features.normalize import frame_mask, normalize_utterance
+from auricle.features.normalize import frame_mask, normalize_batch, normalize_utterance
 from auricle.methods.base import Method, RunConfig, Step
 from auricle.nn.blocks import block_mask
 from auricle.nn.decoder import ConvDecoder
@@ -248,19 +248,11 @@ class Data2Vec2(Method):
         if isinstance(teacher, WaveformEncoder):
             x = teacher.project(teacher.features(batch.waveforms, batch.lengths)[0])
             teacher = teacher.context
+        normalize = normalize_utterance if self.config.targets_over == "clip" else normalize_batch
         total = torch.zeros(x.shape, device=x.device)
         for state in teacher(x, lengths, layers, taps="ffn"):
-            total += self._normalized(state.float(), lengths)
+            total += normalize(state.float(), lengths)
         return total / len(layers)
-
-    def _normalized(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """x (B, T, D) with mean 0 and variance 1 in each channel, zeros past `lengths`."""
-        if self.config.targets_over == "clip":
-            return normalize_utterance(x, lengths)
-        true = frame_mask(x, lengths)
-        count = lengths.sum().clamp_min(1)
-        x = (x - x.masked_fill(~true, 0).sum((0, 1)) / count).masked_fill(~true, 0)
-        return x * (x.square().sum((0, 1)) / count + 1e-5).rsqrt()
 
     def _followed(self) -> nn.Module:
         return self.encoder if self.config.own_convolutions else self.encoder.context
