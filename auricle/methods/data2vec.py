@@ -115,11 +115,11 @@ class Data2Vec(Method):
     def forward(self, batch: Batch) -> Step:
         """Squared distance between prediction and target over √D, the mean over hidden frames; `count` is their number.
 
-        `trivial` predicts 0, which is each channel's mean (see `targets_over`): it is the targets' variance, summed over
-        the D channels, over √D. `r2` is 1 less the squared error over that of predicting 0. `target_std`, `prediction_std`
-        and `features_std` (what the convolutions give) are standard deviations over the batch's frames, hidden ones in
-        the first two, the mean over channels: they fall when the network collapses. `masked` is the share of hidden
-        frames.
+        `trivial` predicts 0, which is each channel's mean (see `targets_over`): it is the targets' variance, summed
+        over the D channels, over √D. `r2` is 1 less the squared error over that of predicting 0. `target_std`,
+        `prediction_std` and `features_std` (what the convolutions give) are standard deviations over the batch's
+        frames, hidden ones in the first two, the mean over channels: they fall when the network collapses. `masked` is
+        the share of hidden frames.
         """
         guess = self._guess(batch)
         mask, targets, predictions = guess.mask[..., None], guess.targets, guess.predictions
