@@ -417,6 +417,10 @@ def test_a_quantizer_that_does_not_fit_is_refused(first, tmp_path):
     folder, _ = first
     with pytest.raises(ConfigError, match=r"objective\.quantizer: missing"):
         preset("musichubert_tiny_iter2").build()
+    soundfile.write(tmp_path / "clip.wav", np.random.default_rng(0).uniform(-0.1, 0.1, 48_000), 16_000)
+    with pytest.raises(ConfigError, match=r"objective\.quantizer: missing"):
+        pretrain("musichubert-tiny-iter2", tmp_path, tmp_path / "run")
+    assert not (tmp_path / "run").exists()  # the same command with a quantizer is not refused for it
     with pytest.raises(ConfigError, match="quantizer_layer: 4 is none of the blocks 1 to 3"):
         second(folder, layer=4)
     with pytest.raises(ConfigError, match="quantizer_layer: 0 is none"):

@@ -527,7 +527,7 @@ def test_students_regress_to_layer19(teacher):
 def test_a_teacher_that_does_not_fit_is_refused(teacher):
     folder, _ = teacher
     with pytest.raises(ConfigError, match=r"objective\.teacher: missing"):
-        student_run().build().prepare([])
+        student_run().check_ready()
     with pytest.raises(ConfigError, match=r"objective\.teacher_encoder"):
         student_run(objective={"teacher": str(folder), "teacher_encoder": {"width": 16}}).build().prepare([])
     with pytest.raises(CheckpointError, match="holds neither"):

@@ -146,6 +146,9 @@ class RunConfig(Config):
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
 
+    def check_ready(self) -> None:
+        """Raise `ConfigError` for what a new run needs and this one lacks; asked before its folder is made."""
+
     @abstractmethod
     def build(self) -> Method:
         """The method with fresh weights from torch's global generator."""

@@ -161,6 +161,10 @@ class HubertRun(RunConfig):
         self.objective.check_frames(self.encoder)
         return self
 
+    def check_ready(self) -> None:
+        """Raise `ConfigError` for a second iteration without a first."""
+        self.objective.check_quantizer()
+
     def build(self) -> Hubert:
         """The method with fresh weights; an earlier encoder's come with `prepare`."""
         return Hubert(self.encoder, self.objective)

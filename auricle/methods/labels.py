@@ -57,6 +57,11 @@ class LabelConfig(Config):
             raise ValueError(f"quantizer_layer: {self.quantizer_layer} is none of the blocks 1 to {blocks}")
         return self
 
+    def check_quantizer(self) -> None:
+        """Raise `ConfigError` where a layer of an earlier encoder is asked for, and none is named."""
+        if self.quantizer_layer and self.quantizer_encoder is None:
+            raise ConfigError("objective.quantizer: missing; name the run of the first iteration (--quantizer RUN)")
+
     def check_frames(self, encoder: WaveformConfig) -> None:
         """Raise `ValueError` unless the quantizer's frames are those of `encoder`."""
         for name in ("sample_rate", "kernels", "strides"):
@@ -73,9 +78,8 @@ class Labels(nn.Module):
     def __init__(self, encoder: WaveformEncoder, config: LabelConfig) -> None:
         super().__init__()
         self.config = config
+        config.check_quantizer()
         earlier = config.quantizer_encoder
-        if config.quantizer_layer and earlier is None:
-            raise ConfigError("objective.quantizer: missing; name the run of the first iteration (--quantizer RUN)")
         self.quantizer: FrozenLayer | AlignedMfcc = (
             AlignedMfcc(encoder.sample_rate, encoder.hop, encoder.convolutions.reach, config.cepstra, config.mel_bands)
             if earlier is None

@@ -58,8 +58,6 @@ class TrillDistilled(Method):
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Take over the teacher's weights. Raises `CheckpointError` where there are none, `ConfigError` where the
         teacher is not the one that `teacher_encoder` describes."""
-        if not self.config.teacher:
-            raise ConfigError("objective.teacher: missing; name the run or checkpoint folder of a trained TRILL")
         teacher = load(self.config.teacher, self.encoder.device)
         if teacher.config != self.teacher.config:
             raise ConfigError(
@@ -114,6 +112,11 @@ class TrillDistilledRun(RunConfig):
             if getattr(self.encoder, name) != getattr(self.objective.teacher_encoder, name):
                 raise ValueError(f"encoder.{name}: student and teacher see the same patches; make both equal")
         return self
+
+    def check_ready(self) -> None:
+        """Raise `ConfigError` where no teacher is named."""
+        if not self.objective.teacher:
+            raise ConfigError("objective.teacher: missing; name the run or checkpoint folder of a trained TRILL")
 
     def build(self) -> TrillDistilled:
         """The method with fresh weights; the teacher's come with `prepare`."""

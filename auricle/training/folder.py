@@ -52,6 +52,7 @@ def opened(run: RunConfig, sources: Sources, output: Path, resume: bool) -> Iter
         check_skips(run, f"{first.path}: {first.reason}", len(manifest.skipped), len(manifest) + len(manifest.skipped))
     if run.train.probe:
         OnlineProbe(manifest.select(hold_out(manifest, run.data.valid_fraction, run.train.seed)[1]), run.train.probe)
+    run.check_ready()
     initial.given(run)
     output.mkdir(parents=True, exist_ok=True)
     with exclusive(output):
