@@ -107,7 +107,7 @@ def test_targets_may_be_normalised_over_the_batch():
     model = built(small(targets_over="batch")).double().eval()
     batch = batch_of(1.3, 0.7, 1.0)
     x, frames = model.encoder.features(batch.waveforms.double(), batch.lengths)
-    targets = model._targets(model.encoder.project(x), frames).numpy()
+    targets = model.targets(model.teacher, model.encoder.project(x), frames).numpy()
     clips = [heard(model, batch.waveforms[i, :length].double()) for i, length in enumerate(batch.lengths)]
     outputs = [hooked_outputs(model, clip) for clip in clips]
     pools = [np.concatenate(layer) for layer in zip(*outputs, strict=True)]

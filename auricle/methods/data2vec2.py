@@ -9,28 +9,26 @@ a frame is, it is told by the convolution over its neighbours alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import ClassVar, Literal, NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from auricle.config import Config, edit
-from auricle.data.batching import Batch, DataNeeds
+from auricle.config import edit
+from auricle.data.batching import Batch
 from auricle.encoders.waveform import WaveformConfig, WaveformEncoder
-from auricle.features.normalize import frame_mask, normalize_batch, normalize_utterance
-from auricle.methods.base import Method, RunConfig, Step
+from auricle.features.normalize import frame_mask
+from auricle.methods.base import RunConfig, Step
+from auricle.methods.teacher import Taught, TeacherConfig, frame_std
 from auricle.nn.blocks import block_mask
 from auricle.nn.decoder import ConvDecoder
-from auricle.nn.ema import Ema, ramp
 from auricle.nn.linear import Linear
-from auricle.nn.masking import kept_layers
 from auricle.nn.patches import Tokens, gather_tokens, scatter_tokens, select
 from auricle.nn.transformer import Dropout
 
 
-class Data2Vec2Config(Config):
+class Data2Vec2Config(TeacherConfig):
     """What is hidden, who tells the targets, and what fills the hidden frames in."""
 
     copies: int = Field(8, ge=1)
@@ -43,14 +41,6 @@ class Data2Vec2Config(Config):
     """Share of the frames that blocks are drawn for beyond `mask_fraction`, because they overlap."""
     inverse: bool = False
     """Blocks are what is kept. So the paper (recalled); in the code's audio recipes blocks are what is hidden."""
-    top_layers: int = Field(8, ge=1)
-    """Targets are the mean of this many of the teacher's last layers: of each the feed-forward part's output, with mean
-    0 and variance 1 in each channel."""
-    targets_over: Literal["clip", "batch"] = "clip"
-    """The frames that have this mean and variance: a clip's, or all of the micro-batch (fairseq's
-    `batch_norm_target_layer`), which leaves in the targets what lasts as long as the clip: a note's pitch, a voice."""
-    ema_decay: float = Field(0.999, ge=0, le=1)
-    """Share of itself that the teacher keeps at each step, at first."""
     ema_end_decay: float = Field(0.99999, ge=0, le=1)
     """The same after `ema_steps`, up to which it rises linearly."""
     ema_steps: int = Field(75_000, ge=1)
@@ -71,18 +61,6 @@ class Data2Vec2Config(Config):
     """The teacher averages convolutions and projection too, instead of sharing the student's (fairseq's
     `ema_local_encoder`). Shared ones of a small network learn to say what is easily foretold; its own cost a pass more
     of the convolutions."""
-    layer_drop: float = Field(0.05, ge=0, lt=1)
-    """Probability that a block of the student is left out in a step."""
-    crop_s: float = Field(20.0, gt=0)
-    """Longest crop, seconds."""
-    min_s: float = Field(2.0, ge=0)
-    """Shorter clips are left out, seconds."""
-    least_target_std: float = Field(0.1, ge=0)
-    """Targets whose standard deviation, the mean over channels, is below this have collapsed; at this fairseq ends."""
-    least_prediction_std: float = Field(0.01, ge=0)
-    """The same of predictions."""
-    guard_after: int = Field(5000, ge=0)
-    """Steps before which nobody looks at that."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -106,22 +84,17 @@ class _Guess(NamedTuple):
     valid: Tensor  # (C, N, 1)
 
 
-class Data2Vec2(Method):
+class Data2Vec2(Taught):
     """Encoder, its teacher, and a decoder with a linear head. The head runs on hidden frames only.
 
     The teacher is a moving average of what follows the projection; convolutions and projection it shares, or averages.
     """
 
-    encoder: WaveformEncoder
-    step: Tensor
-    decay: Tensor
+    config: Data2Vec2Config
 
     def __init__(self, encoder: WaveformConfig, objective: Data2Vec2Config) -> None:
-        super().__init__()
-        self.encoder = WaveformEncoder(encoder)
+        super().__init__(encoder, objective)
         self.encoder.mask_vector.requires_grad_(False)  # nothing takes the place of hidden frames
-        self.config = objective
-        self.needs = DataNeeds(encoder.sample_rate, crop_s=objective.crop_s, min_s=objective.min_s)
         self.decoder = ConvDecoder(
             encoder.dim,
             objective.decoder_dim,
@@ -131,21 +104,10 @@ class Data2Vec2(Method):
         )
         self.decoder_dropout = Dropout(objective.decoder_dropout)
         self.head = Linear(objective.decoder_dim, encoder.dim)
-        self.teacher = Ema(self._followed())
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("decay", torch.tensor(objective.ema_decay))
 
-    def prepare(self, batches: Iterable[Batch]) -> None:
-        """The teacher begins as the encoder is, whatever weights that was given."""
-        self.teacher.copy(self._followed())
-
-    def on_optimizer_step(self, step: int) -> None:
-        """The teacher follows."""
-        config = self.config
-        decay = ramp(step, config.ema_decay, config.ema_end_decay, config.ema_steps)
-        self.teacher.follow(self._followed(), decay)
-        self.step.fill_(step)
-        self.decay.fill_(decay)
+    def followed(self) -> nn.Module:
+        """The Transformer with what stands before it, or the whole encoder."""
+        return self.encoder if self.config.own_convolutions else self.encoder.context
 
     def forward(self, batch: Batch) -> Step:
         """Squared distance between prediction and target over √D, the mean over hidden frames of all copies.
@@ -160,9 +122,9 @@ class Data2Vec2(Method):
         loss = (guess.prediction - guess.wanted).masked_fill(~guess.valid, 0).square().sum() * scale
         trivial = guess.wanted.masked_fill(~guess.valid, 0).square().sum() * scale
         metrics = {
-            "target_std": _std(guess.wanted, guess.valid),
-            "prediction_std": _std(guess.prediction.detach(), guess.valid),
-            "features_std": _std(guess.features.detach().float(), frame_mask(guess.features, guess.lengths)),
+            "target_std": frame_std(guess.wanted, guess.valid),
+            "prediction_std": frame_std(guess.prediction.detach(), guess.valid),
+            "features_std": frame_std(guess.features.detach().float(), frame_mask(guess.features, guess.lengths)),
             "ema_decay": self.decay.clone(),
             "masked": count / (guess.lengths.sum() * self.config.copies).clamp_min(1),
             "r2": 1 - loss.detach() / trivial.clamp_min(1e-9),
@@ -170,16 +132,6 @@ class Data2Vec2(Method):
         if not self.training:
             metrics["trivial"] = trivial
         return Step(loss, count, metrics)
-
-    def alarms(self, held_out: Mapping[str, float]) -> dict[str, str]:
-        """Targets that hardly vary are all alike for a teacher that has collapsed, predictions for a student."""
-        least = {"target": self.config.least_target_std, "prediction": self.config.least_prediction_std}
-        return {
-            f"collapse of {name}s": f"{name}s hardly vary any more: their standard deviation fell to {std:.2g}, below "
-            f"objective.least_{name}_std = {least[name]:g}: lower train.lr or lengthen train.warmup"
-            for name in least
-            if int(self.step) >= self.config.guard_after and (std := held_out[f"{name}_std"]) < least[name]
-        }
 
     def compile_networks(self) -> None:
         """The encoder, its Transformer where it computes visible frames alone, and the teacher."""
@@ -208,7 +160,7 @@ class Data2Vec2(Method):
         config, encoder, copies = self.config, self.encoder, self.config.copies
         features, lengths = encoder.features(batch.waveforms, batch.lengths)  # (B, T, C)
         x = encoder.project(features)  # (B, T, D)
-        targets = self._targets(batch, x.detach(), lengths)
+        targets = self._told(batch, x.detach(), lengths)
 
         frames = x.shape[1]
         each = lengths.repeat_interleave(copies)  # (C,)
@@ -228,10 +180,7 @@ class Data2Vec2(Method):
         x = torch.where(hidden[:, :, None], 0, x)
         x = gather_tokens(x + encoder.context.positions(x, each), seen.index)  # (C, V, D)
         x = encoder.context.dropout(encoder.context.norm(x))
-        last, keep = encoder.config.layers, None
-        if self.training and config.layer_drop:
-            keep = kept_layers(last, config.layer_drop, batch.seed, self.step, x.device)
-        x = encoder.context.transformer(x, seen.counts, [last], keep=keep)[0]
+        x = encoder.context.transformer(x, seen.counts, [encoder.config.layers], keep=self.kept(batch))[0]
 
         noise = torch.randn(len(x), frames, x.shape[2], device=x.device) * config.noise_std
         x = self.decoder(scatter_tokens(self.decoder_dropout(x), seen, noise), each)
@@ -241,28 +190,13 @@ class Data2Vec2(Method):
         return _Guess(lengths, features, targets, seen, missing, wanted, prediction, valid[:, :, None])
 
     @torch.no_grad()
-    def _targets(self, batch: Batch, x: Tensor, lengths: Tensor) -> Tensor:
+    def _told(self, batch: Batch, x: Tensor, lengths: Tensor) -> Tensor:
         """What the teacher makes of whole clips, whose projection by the student is x (B, T, D): (B, T, D) float32."""
-        last, teacher = self.encoder.config.layers, self.teacher.module
-        layers = [last - i for i in range(self.config.top_layers)]  # a list: the compiler takes no range
+        teacher = self.teacher.module
         if isinstance(teacher, WaveformEncoder):
             x = teacher.project(teacher.features(batch.waveforms, batch.lengths)[0])
             teacher = teacher.context
-        normalize = normalize_utterance if self.config.targets_over == "clip" else normalize_batch
-        total = torch.zeros(x.shape, device=x.device)
-        for state in teacher(x, lengths, layers, taps="ffn"):
-            total += normalize(state.float(), lengths)
-        return total / len(layers)
-
-    def _followed(self) -> nn.Module:
-        return self.encoder if self.config.own_convolutions else self.encoder.context
-
-
-def _std(x: Tensor, chosen: Tensor) -> Tensor:
-    """Standard deviation of x (C, N, D) over chosen frames (C, N, 1), the mean over channels."""
-    count = chosen.sum().clamp_min(1)
-    mean = torch.where(chosen, x, 0).sum((0, 1)) / count
-    return (torch.where(chosen, x - mean, 0).square().sum((0, 1)) / count).sqrt().mean()
+        return self.targets(teacher, x, lengths)
 
 
 class Data2Vec2Run(RunConfig):
