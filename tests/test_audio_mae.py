@@ -6,13 +6,12 @@ import kaldi_native_fbank
 import numpy as np
 import pytest
 import torch
-from tiny import learn
+from tiny import learn, loads_as_saved
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from auricle.config import edit
 from auricle.data.batching import Batch
-from auricle.encoders.checkpoint import load, save
 from auricle.encoders.vit import Vit, VitConfig
 from auricle.errors import ConfigError
 from auricle.methods import preset, run_from_yaml
@@ -438,11 +437,7 @@ def test_training_beats_the_trivial_level():
 
 @pytest.mark.parametrize("layout", ["grid", "audiomae"])
 def test_saved_and_loaded(tmp_path, layout):
-    encoder, batch = vit(positions=layout), batch_of(0.7)
-    save(encoder, tmp_path)
-    again = load(tmp_path)
-    wanted, found = (model(batch.waveforms, batch.lengths).hidden_states[-1] for model in (encoder, again))
-    assert torch.equal(wanted, found)
+    loads_as_saved(vit(positions=layout), batch_of(0.7), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections import Counter
 
 import pytest
 import soundfile
 import torch
+from tiny import loads_as_saved, resumes_as_one, two_processes_are_one
 from torch import Tensor
 
 import auricle.methods.best_rq as module
@@ -20,7 +20,6 @@ from auricle.methods import preset, run_from_yaml
 from auricle.methods.best_rq import BestRq, BestRqRun
 from auricle.nn.masking import Spans
 from auricle.nn.quantizer import RandomProjectionQuantizer
-from auricle.training.loop import pretrain, resume
 
 SMALL = {"dim": 32, "heads": 4, "ffn": 64, "layers": 2, "front_end": {"n_mels": 20}}
 STILL = {"position_jitter": 0}
@@ -303,12 +302,7 @@ def test_pictures():
 
 
 def test_saved_and_loaded_it_is_the_same(tmp_path):
-    torch.manual_seed(0)
-    model, batch = small().build().encoder.eval(), batch_of(0.5, 0.3)
-    save(model, tmp_path / "encoder", seed=0)
-    found, wanted = (encoder(batch.waveforms, batch.lengths) for encoder in (load(tmp_path / "encoder"), model))
-    for one, two in zip(found.hidden_states, wanted.hidden_states, strict=True):
-        assert torch.equal(one, two)
+    loads_as_saved(small().build().encoder, batch_of(0.5, 0.3), tmp_path)
 
 
 def test_the_quantizer_and_its_counts_come_back_when_a_run_goes_on(tmp_path):
@@ -317,13 +311,7 @@ def test_the_quantizer_and_its_counts_come_back_when_a_run_goes_on(tmp_path):
         soundfile.write(tmp_path / f"audio/{i}.wav", clip.numpy(), 16000)
     train = {"steps": 4, "valid_every": 4, "checkpoint_every": 2, "log_every": 2, "precision": "fp32", "device": "cpu"}
     run = edit(small(count_batches=3), data={"batch_seconds": 3.0}, train=train)
-    pretrain(run, [tmp_path / "audio"], tmp_path / "whole", progress=False)
-    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
-    shutil.rmtree(tmp_path / "cut/checkpoints/step-00000004")
-    resume(tmp_path / "cut", progress=False)
-    for name in ("model.safetensors", "objective.safetensors", "optimizer.safetensors"):
-        whole, cut = (tmp_path / run / "checkpoints/step-00000004" / name for run in ("whole", "cut"))
-        assert whole.read_bytes() == cut.read_bytes()
+    resumes_as_one(run, [tmp_path / "audio"], tmp_path)
 
 
 def chimes(count: int, seed: int) -> Batch:
@@ -388,28 +376,16 @@ def test_losses_of_micro_batches_add_up(monkeypatch):
     torch.testing.assert_close(gradient(model, [rows(batch, [0]), rows(batch, [1, 2])]), whole, rtol=1e-3, atol=1e-4)
 
 
-def half_of_the_batch(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
+def part_of_two(patch: pytest.MonkeyPatch, rank: int) -> tuple[BestRq, Batch]:
+    hide_the_first(patch)
     torch.manual_seed(rank)  # rank 0's weights and quantizer are all that counts
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        hide_the_first(monkeypatch)
-        model = small(encoder=STILL, noise_std=0.0).build().train()
-        wrapped = torch.nn.parallel.DistributedDataParallel(model)
-        found = gradient(model, [rows(batch_of(1.5, 1.2, 0.9), [[0], [1, 2]][rank])], wrapped)
-    torch.save(2 * found, f"{folder}/{rank}.pt")  # the wrapper averages
-    torch.distributed.destroy_process_group()
+    model = small(encoder=STILL, noise_std=0.0).build().train()
+    return model, rows(batch_of(1.5, 1.2, 0.9), [[0], [1, 2]][rank])
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_gradient_of_one(tmp_path, monkeypatch):
-    torch.multiprocessing.spawn(half_of_the_batch, (str(tmp_path),), nprocs=2)
-    hide_the_first(monkeypatch)
-    torch.manual_seed(0)
-    model = small(encoder=STILL, noise_std=0.0).build().train()
-    whole = gradient(model, [batch_of(1.5, 1.2, 0.9)])
-    for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        torch.testing.assert_close(found, whole, rtol=1e-3, atol=1e-4)
+def test_two_processes_have_the_gradient_of_one(tmp_path):
+    two_processes_are_one(part_of_two, tmp_path, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["best_rq_tiny", "best_rq_music_tiny", "best_rq_base"])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import shutil
 from functools import partial
 
 import numpy as np
@@ -12,6 +10,7 @@ import pytest
 import soundfile
 import torch
 from safetensors.torch import load_file
+from tiny import resumes_as_one, two_processes_are_one
 from torch import Tensor, nn
 
 import auricle.methods.data2vec as module
@@ -24,7 +23,6 @@ from auricle.methods import preset, run_from_yaml
 from auricle.methods.base import TrainConfig
 from auricle.methods.data2vec import Data2Vec, Data2VecRun
 from auricle.training import optim
-from auricle.training.loop import pretrain, resume
 
 RATE = 16_000
 SMALL = {"channels": 8, "dim": 16, "layers": 3, "heads": 2, "ffn": 32, "position_layers": 2, "position_groups": 4}
@@ -404,17 +402,11 @@ def test_a_resumed_run_ends_bit_for_bit_with_teacher_and_step(audio, tmp_path, m
             "seed": 1,
         },
     )
-    pretrain(run, [audio], tmp_path / "whole", progress=False)
-    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
-    shutil.rmtree(tmp_path / "cut/checkpoints/step-00000006")
-    resume(tmp_path / "cut", progress=False)
-    for name in ("model.safetensors", "objective.safetensors", "optimizer.safetensors"):
-        whole, cut = (tmp_path / folder / "checkpoints/step-00000006" / name for folder in ("whole", "cut"))
-        assert whole.read_bytes() == cut.read_bytes()
-    stored = load_file(tmp_path / "whole/checkpoints/step-00000006/objective.safetensors")
+    checkpoint = resumes_as_one(run, [audio], tmp_path)
+    stored = load_file(checkpoint / "objective.safetensors")
     assert stored["step"] == 6
     name = "transformer.blocks.1.qkv.weight"
-    student = load_file(tmp_path / "whole/checkpoints/step-00000006/model.safetensors")[f"context.{name}"]
+    student = load_file(checkpoint / "model.safetensors")[f"context.{name}"]
     assert not torch.equal(stored[f"teacher.module.{name}"], student)
     assert load(tmp_path / "whole").clip(audio / "0.wav").shape == (16,)
 
@@ -504,36 +496,13 @@ def test_bad_yaml_is_refused_in_one_line(values, message):
     assert "\n" not in str(error.value)
 
 
-def half_of_the_batch(rank: int, folder: str) -> None:
-    """One of two processes: the gradient of its clip, averaged as the loop has it."""
-    torch.set_num_threads(1)
-    store = torch.distributed.FileStore(f"{folder}/store", 2)
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    model = built(small(layer_drop=0.4)).train()
-    wrapped = nn.parallel.DistributedDataParallel(model)
-    torch.manual_seed(rank)
-    step = wrapped(batch_of(1.2, seed=rank))
-    (step.loss * step.count).backward()
-    count = step.count.clone()
-    torch.distributed.all_reduce(count)
-    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    torch.save({name: 2 * weight.grad / count for name, weight in weights.items()}, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+def part_of_two(_: pytest.MonkeyPatch, rank: int) -> tuple[Data2Vec, Batch]:
+    return built(small(layer_drop=0.4)).train(), batch_of(1.2, seed=rank)
 
 
 @pytest.mark.slow
 def test_two_processes_have_the_gradient_of_one(tmp_path):
-    torch.multiprocessing.spawn(half_of_the_batch, (str(tmp_path),), nprocs=2)
-    model, total = built(small(layer_drop=0.4)).train(), 0.0
-    for rank in range(2):  # micro-batches
-        torch.manual_seed(rank)
-        step = model(batch_of(1.2, seed=rank))
-        (step.loss * step.count).backward()
-        total = total + step.count
-    for rank, (name, weight) in itertools.product(range(2), model.named_parameters()):
-        if weight.requires_grad:
-            found = torch.load(tmp_path / f"{rank}.pt")
-            torch.testing.assert_close(found[name], weight.grad / total, rtol=1e-4, atol=1e-7)
+    two_processes_are_one(part_of_two, tmp_path)
 
 
 @pytest.mark.slow

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import math
-import shutil
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from tiny import loads_as_saved, resumes_as_one, two_processes_are_one
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import auricle.methods.data2vec2 as module
 from auricle.config import edit
 from auricle.data.batching import Batch
-from auricle.encoders.checkpoint import load, save
 from auricle.encoders.waveform import Context, WaveformEncoder
 from auricle.errors import ConfigError
 from auricle.methods import preset, run_from_yaml
 from auricle.methods.data2vec2 import Data2Vec2, Data2Vec2Run
 from auricle.nn.blocks import block_mask
-from auricle.training.loop import pretrain, resume
 
 SMALL = {
     "channels": 16,
@@ -415,12 +413,7 @@ def test_pictures():
 
 
 def test_saved_and_loaded_it_is_the_same(tmp_path):
-    torch.manual_seed(0)
-    model, batch = small().build().encoder.eval(), batch_of(0.5, 0.3)
-    save(model, tmp_path / "encoder", seed=0)
-    found, wanted = (encoder(batch.waveforms, batch.lengths) for encoder in (load(tmp_path / "encoder"), model))
-    for one, two in zip(found.hidden_states, wanted.hidden_states, strict=True):
-        assert torch.equal(one, two)
+    loads_as_saved(small().build().encoder, batch_of(0.5, 0.3), tmp_path)
 
 
 def test_a_run_goes_on_bit_for_bit_with_its_teacher(tmp_path):
@@ -429,13 +422,7 @@ def test_a_run_goes_on_bit_for_bit_with_its_teacher(tmp_path):
         soundfile.write(tmp_path / f"audio/{i}.wav", clip.numpy(), 16000)
     train = {"steps": 4, "valid_every": 4, "checkpoint_every": 2, "log_every": 2, "precision": "fp32", "device": "cpu"}
     run = edit(small(min_s=0.4, layer_drop=0.3), data={"batch_seconds": 3.0}, train=train | {"accumulate": 1})
-    pretrain(run, [tmp_path / "audio"], tmp_path / "whole", progress=False)
-    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
-    shutil.rmtree(tmp_path / "cut/checkpoints/step-00000004")
-    resume(tmp_path / "cut", progress=False)
-    for name in ("model.safetensors", "objective.safetensors", "optimizer.safetensors"):
-        whole, cut = (tmp_path / run / "checkpoints/step-00000004" / name for run in ("whole", "cut"))
-        assert whole.read_bytes() == cut.read_bytes()
+    resumes_as_one(run, [tmp_path / "audio"], tmp_path)
 
 
 def fix_masks(patch: pytest.MonkeyPatch) -> None:
@@ -465,28 +452,16 @@ def test_losses_of_micro_batches_add_up(monkeypatch):
     torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-4 * whole.abs().max().item())
 
 
-def half_of_the_batch(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
+def part_of_two(patch: pytest.MonkeyPatch, rank: int) -> tuple[Data2Vec2, Batch]:
+    fix_masks(patch)
     torch.manual_seed(rank)  # rank 0's weights are all that counts, its teacher's too
-    with pytest.MonkeyPatch.context() as patch:
-        fix_masks(patch)
-        model = small(noise_std=0.0, layer_drop=0.5).build().train()
-        wrapped = nn.parallel.DistributedDataParallel(model)
-        found = gradient(model, [rows(batch_of(1.0, 0.9, 0.6), [[0], [1, 2]][rank])], wrapped)
-    torch.save(2 * found, f"{folder}/{rank}.pt")  # the wrapper averages
-    torch.distributed.destroy_process_group()
+    model = small(noise_std=0.0, layer_drop=0.5).build().train()
+    return model, rows(batch_of(1.0, 0.9, 0.6), [[0], [1, 2]][rank])
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_gradient_of_one(tmp_path, monkeypatch):
-    torch.multiprocessing.spawn(half_of_the_batch, (str(tmp_path),), nprocs=2)
-    fix_masks(monkeypatch)
-    torch.manual_seed(0)
-    model = small(noise_std=0.0, layer_drop=0.5).build().train()
-    whole = gradient(model, [batch_of(1.0, 0.9, 0.6)])
-    for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        torch.testing.assert_close(found, whole, rtol=1e-3, atol=1e-4 * whole.abs().max().item())
+def test_two_processes_have_the_gradient_of_one(tmp_path):
+    two_processes_are_one(part_of_two, tmp_path, rtol=1e-3)
 
 
 def swells(count: int, seed: int) -> Batch:

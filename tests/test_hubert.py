@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from safetensors.torch import load_file
+from tiny import two_processes_are_one
 from torch import Tensor, nn
 
 from auricle import cli
@@ -547,32 +548,10 @@ def test_bad_yaml_is_refused_in_one_line(values, message):
     assert "\n" not in str(error.value)
 
 
-def half_of_the_batch(rank: int, folder: str) -> None:
-    """One of two processes: the gradient of its clip, averaged as the loop has it."""
-    torch.set_num_threads(1)
-    store = torch.distributed.FileStore(f"{folder}/store", 2)
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    model = prepared(small(layer_drop=0.4)).train()
-    wrapped = nn.parallel.DistributedDataParallel(model)
-    torch.manual_seed(rank)
-    step = wrapped(batch_of(1.2, seed=rank))
-    (step.loss * step.count).backward()
-    count = step.count.clone()
-    torch.distributed.all_reduce(count)
-    torch.save({name: 2 * weight.grad / count for name, weight in model.named_parameters()}, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+def part_of_two(_: pytest.MonkeyPatch, rank: int) -> tuple[Hubert, Batch]:
+    return prepared(small(layer_drop=0.4)).train(), batch_of(1.2, seed=rank)
 
 
 @pytest.mark.slow
 def test_two_processes_have_the_gradient_of_one(tmp_path):
-    torch.multiprocessing.spawn(half_of_the_batch, (str(tmp_path),), nprocs=2)
-    model, total = prepared(small(layer_drop=0.4)).train(), 0.0
-    for rank in range(2):  # micro-batches
-        torch.manual_seed(rank)
-        step = model(batch_of(1.2, seed=rank))
-        (step.loss * step.count).backward()
-        total = total + step.count
-    for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt")
-        for name, weight in model.named_parameters():
-            torch.testing.assert_close(found[name], weight.grad / total, rtol=1e-4, atol=1e-7)
+    two_processes_are_one(part_of_two, tmp_path)

@@ -6,6 +6,7 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from threading import Timer
 from typing import ClassVar
 
 import numpy as np
+import pytest
 import soundfile
 import torch
 from pydantic import Field
@@ -24,8 +26,9 @@ import auricle.methods
 from auricle.config import Config, edit
 from auricle.data.batching import Batch, DataNeeds
 from auricle.encoders.base import Encoder, Frames
+from auricle.encoders.checkpoint import load, save
 from auricle.methods.base import Method, RunConfig, Step
-from auricle.training.loop import pretrain
+from auricle.training.loop import pretrain, resume
 
 RATE, HOP = 8000, 80
 
@@ -149,6 +152,67 @@ def learn(model: Method, sounds: Callable[[int, int], Batch], steps: int, lr: fl
         model.on_optimizer_step(number + 1)
     with torch.no_grad():
         return model.eval()(sounds(16, 1000))
+
+
+def loads_as_saved(encoder: Encoder, batch: Batch, folder: Path) -> None:
+    """Saved to a folder and loaded again, an encoder gives the same numbers."""
+    save(encoder.eval(), folder, seed=0)
+    wanted, found = (net(batch.waveforms, batch.lengths).hidden_states for net in (encoder, load(folder)))
+    assert all(torch.equal(one, two) for one, two in zip(wanted, found, strict=True))
+
+
+def resumes_as_one(run: RunConfig, sources: list[Path], folder: Path) -> Path:
+    """A run taken up at the last checkpoint but one ends with the same bits; the checkpoint it ends with."""
+    last = f"checkpoints/step-{run.train.steps:08d}"
+    pretrain(run, sources, folder / "whole", progress=False)
+    shutil.copytree(folder / "whole", folder / "cut")
+    shutil.rmtree(folder / "cut" / last)
+    resume(folder / "cut", progress=False)
+    for name in ("model.safetensors", "objective.safetensors", "optimizer.safetensors"):
+        assert (folder / "whole" / last / name).read_bytes() == (folder / "cut" / last / name).read_bytes()
+    return folder / "whole" / last
+
+
+Part = Callable[[pytest.MonkeyPatch, int], tuple[Method, Batch]]
+"""The method, alike for all, and the batch of process 0 or 1."""
+
+
+def two_processes_are_one(part: Part, folder: Path, rtol: float = 1e-4) -> None:
+    """The gradients of two processes are those of one with their two batches as micro-batches.
+
+    `part` is a function of a module, since another process must find it.
+    """
+    torch.multiprocessing.spawn(_one_of_two, (part, str(folder)), nprocs=2)
+    with pytest.MonkeyPatch.context() as patch:
+        model, total = part(patch, 0)[0], 0.0
+        for rank in range(2):
+            batch = part(patch, rank)[1]
+            torch.manual_seed(rank)
+            step = model(batch)
+            (step.loss * step.count).backward()
+            total = total + step.count
+    for rank in range(2):
+        found = torch.load(folder / f"{rank}.pt", weights_only=True)
+        for name, weight in model.named_parameters():
+            if weight.requires_grad:
+                close = 1e-4 * float(weight.grad.abs().max() / total)
+                torch.testing.assert_close(found[name], weight.grad / total, rtol=rtol, atol=close + 1e-8)
+
+
+def _one_of_two(rank: int, part: Part, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
+    with pytest.MonkeyPatch.context() as patch:
+        model, batch = part(patch, rank)
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        torch.manual_seed(rank)
+        step = wrapped(batch)
+        (step.loss * step.count).backward()
+    count = step.count.clone()
+    torch.distributed.all_reduce(count)
+    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    torch.save({name: 2 * weight.grad / count for name, weight in weights.items()}, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
 
 
 def beats(count: int, seed: int) -> Batch:
