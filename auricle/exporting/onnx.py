@@ -42,6 +42,8 @@ def write_onnx(encoder: Encoder, folder: Path | str, layers: Layers = "last") ->
     missing = [package for package in NEEDED if importlib.util.find_spec(package) is None]
     if missing:
         raise MissingDependencyError(f"onnx: needs {', '.join(missing)}; install it with: pip install 'auricle[onnx]'")
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10):
+        raise MissingDependencyError(f"onnx: needs torch 2.10 or newer, this is {torch.__version__}")
     if encoder.family not in FAMILIES:
         raise ConfigError(f"{encoder.name}: onnx is for auricle's own encoders; this one is somebody else's code")
     chosen = choose_layers(layers, encoder.dims, encoder.outputs)

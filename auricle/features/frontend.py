@@ -15,7 +15,7 @@ from auricle.features.fbank import KaldiFbank, Scale
 from auricle.features.melspec import DecibelSpectrogram, LogSpectrogram
 from auricle.features.mfcc import KaldiMfcc
 from auricle.features.normalize import frame_mask, level_gain, normalize_utterance
-from auricle.features.spectrum import MelNorm, MelScale, Window, as_float
+from auricle.features.spectrum import MelNorm, MelScale, Window, as_float, exporting
 
 MAX_N_FFT = 1 << 16
 STRETCH = 1 << 14
@@ -151,7 +151,7 @@ class FrontEnd(nn.Module):
         """Level, spectrogram and deltas, stretch by stretch, each with a margin of frames that see its ends."""
         config, hop = self.config, self.config.hop_size
         gain = None if config.level_db is None else level_gain(waveforms, lengths, config.level_db)
-        if torch.compiler.is_exporting():  # a graph has no loop over a length it does not know
+        if exporting():  # a graph has no loop over a length it does not know
             x, counts = self.spectrogram(waveforms if gain is None else waveforms * gain, lengths)
             return add_deltas(x, counts, config.deltas), counts
         margin = -(-max(config.n_fft or 0, config.window_size) // hop) + 2 * config.deltas

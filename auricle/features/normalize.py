@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from auricle.features.spectrum import exporting
+
 _SAMPLES = 1 << 20
 """Squared at once: their float64 copies stay small, however long the clip."""
 
@@ -41,7 +43,7 @@ def level_gain(waveforms: Tensor, lengths: Tensor, level_db: float) -> Tensor:
     Digital silence stays so.
     """
     energy = torch.zeros(waveforms.shape[0], 1, dtype=torch.float64, device=waveforms.device)
-    parts = [waveforms] if torch.compiler.is_exporting() else torch.split(waveforms, _SAMPLES, dim=1)
+    parts = [waveforms] if exporting() else torch.split(waveforms, _SAMPLES, dim=1)
     for part in parts:
         energy = energy + part.square().sum(1, keepdim=True, dtype=torch.float64)  # exact: no gain depends on padding
     power = energy / lengths.clamp_min(1)[:, None]

@@ -64,7 +64,7 @@ def map_frames(function: Callable[[Tensor], Tensor], frames: Tensor) -> Tensor:
 
     `frames` is a view into the signal: the copies that `function` makes are never large, however long the clip.
     """
-    if torch.compiler.is_exporting():  # lengths are unknown then
+    if exporting():  # lengths are unknown then
         return function(frames)
     limit = CPU_FRAMES if frames.device.type == "cpu" else GPU_FRAMES
     clips = torch.split(frames, max(1, limit // frames.shape[1]))
@@ -97,6 +97,11 @@ def full_precision_matmul(x: Tensor, weight: Tensor) -> Tensor:
     """`x @ weight` in the precision of `x`, inside autocast too."""
     with torch.autocast(x.device.type, enabled=False):
         return x @ weight.to(x.dtype)
+
+
+def exporting() -> bool:
+    """Whether a graph is being exported, in which neither loops over lengths nor kernels of ours have a place."""
+    return torch.compiler.is_exporting() if hasattr(torch.compiler, "is_exporting") else False  # torch >= 2.7
 
 
 def as_float(waveforms: Tensor) -> Tensor:

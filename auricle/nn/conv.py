@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from auricle.features.spectrum import exporting
 from auricle.nn.linear import linear
 
 ConvNorm = Literal["channel", "layer", "group"]
@@ -72,7 +73,7 @@ def convolve(
     On CPUs by oneDNN, whose convolutions reach the speed of its matrix products (and so twice that of `_multiply` in
     bf16, three times in fp32), elsewhere by matrix products.
     """
-    if torch.compiler.is_exporting():
+    if exporting():
         return F.conv1d(x.mT, weight, bias, stride, padding, groups=groups).mT
     if x.shape[2] == 1:  # a waveform's windows are small enough to be copied
         return F.linear(F.pad(x[..., 0], (padding, padding)).unfold(1, weight.shape[2], stride), weight[:, 0], bias)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from auricle.features.spectrum import exporting
 from auricle.nn.linear import linear
 from auricle.nn.recurrent import onnx_recurrent
 from auricle.nn.transformer import Dropout
@@ -49,7 +50,7 @@ class GruStack(nn.Module):
         Layer 0 is x itself, layer L the last GRU's output. Beside them the state (L, B, D) after frame T - 1, of clips
         that have such a frame. Frames past a clip's length are undefined.
         """
-        if x.device.type != "cpu" or torch.compiler.is_exporting():
+        if x.device.type != "cpu" or exporting():
             return self._run(x, state, layers, None)
         packed = pack_padded_sequence(x, lengths.clamp_min(1), batch_first=True, enforce_sorted=False)
         frames, sizes, order, back = packed
@@ -90,7 +91,7 @@ class GRU(nn.GRU):
         """
         if sizes is None:  # the weights by name: those that PyTorch's module keeps aside are stale when sharded
             weights = [self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0]
-            if torch.compiler.is_exporting():  # of whole clips, so that the state before is zeros
+            if exporting():  # of whole clips, so that the state before is zeros
                 out = onnx_recurrent("GRU", x, weights)
                 return out, out[:, -1]
             out, end = torch.gru(x, state[None], weights, True, 1, 0.0, self.training, False, True)

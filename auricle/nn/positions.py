@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from auricle.errors import ConfigError
+from auricle.features.spectrum import exporting
 
 
 def sinusoids(length: int, dim: int) -> Tensor:
@@ -36,7 +37,7 @@ class SinusoidalPositions(nn.Module):
         batch, frames, dim = x.shape
         jitter = self.jitter if self.training else 0
         table = self.table
-        if torch.compiler.is_exporting() or frames + jitter > len(table):
+        if exporting() or frames + jitter > len(table):
             table = sinusoids(frames + jitter, dim).to(x.device)
         if not jitter:
             return x + table[:frames].to(x.dtype)
@@ -76,9 +77,9 @@ class GridPositions(nn.Module):
 
     def forward(self, tokens: int) -> Tensor:
         """The codes (tokens, dim) of the first so many tokens, whole steps of them."""
-        if torch.compiler.is_exporting() and self.layout == "audiomae":
+        if exporting() and self.layout == "audiomae":
             return self.table[torch.arange(tokens)]  # too many fail where the graph runs
-        if not torch.compiler.is_exporting() and tokens <= len(self.table):
+        if not exporting() and tokens <= len(self.table):
             return self.table[:tokens]
         if self.layout == "audiomae":
             raise ConfigError(f"positions: 'audiomae' holds {len(self.table)} tokens, and {tokens} are asked for")
