@@ -28,6 +28,10 @@ from auricle.errors import ConfigError, MissingDependencyError
 from auricle.exporting import onnx as onnx_room
 from auricle.features.frontend import FrontEndConfig
 
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch.compiler, "is_exporting"), reason="needs the exporter of a later torch"
+)
+
 SMALL = {"dim": 16, "layers": 2, "heads": 2, "ffn": 32}
 WAVEFORM = SMALL | {"channels": 16, "position_kernel": 16, "position_groups": 4}
 STFT = FrontEndConfig(kind="stft", n_mels=20, normalize="none")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from auricle.config import Config
 from auricle.encoders.base import Encoder, Frames, Stretch
+from auricle.features.spectrum import exporting
 from auricle.nn.conv import WaveformConvolutions
 from auricle.nn.recurrent import onnx_recurrent
 
@@ -80,7 +81,7 @@ class CpcEncoder(Encoder):
             left = left - x.shape[1]
 
     def _context(self, x: Tensor) -> Tensor:
-        if not torch.compiler.is_exporting():
+        if not exporting():
             return self.context(x)[0]  # type: ignore[no-any-return]
         for weights in self.context.all_weights:
             x = onnx_recurrent(self.context.mode, x, weights)  # type: ignore[arg-type]
@@ -88,7 +89,7 @@ class CpcEncoder(Encoder):
 
     def _parts(self, waveforms: Tensor, lengths: Tensor) -> Iterator[Tensor]:
         """z in parts (B, t, C). Each is computed with what its frames see to either side, so that no seam shows."""
-        if torch.compiler.is_exporting():
+        if exporting():
             yield self.convolutions(waveforms, lengths)[0]
             return
         margin = -(-self.convolutions.reach // self.hop)

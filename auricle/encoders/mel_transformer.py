@@ -14,6 +14,7 @@ from auricle.config import Config
 from auricle.encoders.base import Encoder, Frames, Stretch
 from auricle.features.frontend import FrontEnd, FrontEndConfig
 from auricle.features.normalize import frame_mask
+from auricle.features.spectrum import exporting
 from auricle.nn.entropy import attention_entropy
 from auricle.nn.linear import Linear
 from auricle.nn.positions import SinusoidalPositions
@@ -144,7 +145,7 @@ class MelTransformer(Encoder):
             yield torch.tensor([clip]), Frames([state[None] for state in states], torch.tensor([len(states[0])]))
 
     def _is_long(self, x: Tensor) -> bool:
-        one_pass = self.training or torch.compiler.is_exporting()
+        one_pass = self.training or exporting()
         return not one_pass and x.shape[1] > self.config.chunk_frames
 
     def _encode(self, x: Tensor, lengths: Tensor, layers: Sequence[int]) -> list[Tensor]:

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from auricle.config import Config
 from auricle.encoders.base import Encoder, Frames, Stretch
 from auricle.features.frontend import FrontEnd, FrontEndConfig
+from auricle.features.spectrum import exporting
 from auricle.nn.linear import Linear
 from auricle.nn.mobilenet import MobileNet
 from auricle.nn.resnet import EXPANSION, STRIDE, Resnetish
@@ -166,7 +167,7 @@ class Trill(Encoder):
 
     def _embed(self, patches: Tensor, layers: Sequence[int]) -> list[Tensor]:
         """The outputs `layers` of patches (N, patch_frames, F), each (N, D); in evaluation mode in bounded groups."""
-        together = self.training or torch.compiler.is_exporting()
+        together = self.training or exporting()
         groups = [patches] if together else torch.split(patches, _PATCHES_AT_ONCE)
         states = [self._outputs(group[:, None], layers) for group in groups]
         return [torch.cat(parts) for parts in zip(*states, strict=True)]

@@ -16,6 +16,7 @@ from auricle.encoders.base import Encoder, Frames, Stretch
 from auricle.features.fbank import EPSILON
 from auricle.features.frontend import FrontEnd, FrontEndConfig
 from auricle.features.normalize import frame_mask
+from auricle.features.spectrum import exporting
 from auricle.nn.linear import Linear
 from auricle.nn.patches import Tokens, gather_tokens, pad_frames, patch_steps, patchify
 from auricle.nn.positions import GridPositions, Layout
@@ -196,7 +197,7 @@ class Vit(Encoder):
         return x.reshape(x.shape[0], -1, self.config.patch_frames * x.shape[2])
 
     def _is_long(self, grid: Tensor) -> bool:
-        one_pass = self.training or torch.compiler.is_exporting()
+        one_pass = self.training or exporting()
         return not one_pass and grid.shape[1] > self._chunk
 
     def _encode(self, grid: Tensor, steps: Tensor, layers: Sequence[int]) -> list[Tensor]:

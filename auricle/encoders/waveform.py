@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from auricle.config import Config
 from auricle.encoders.base import Encoder, Frames, Stretch
+from auricle.features.spectrum import exporting
 from auricle.nn.conv import Moments, WaveformConvolutions
 from auricle.nn.entropy import attention_entropy
 from auricle.nn.linear import Linear
@@ -218,7 +219,7 @@ class WaveformEncoder(Encoder):
         layers = range(len(self.dims)) if layers is None else layers
         x = self.hidden(self.input_dropout(self.project(x)), mask)
         encode = partial(self.context, layers=layers, taps=taps, keep=keep)
-        one_pass = self.training or torch.compiler.is_exporting()
+        one_pass = self.training or exporting()
         if not one_pass and x.shape[1] > self.config.chunk_frames:
             dims = [self.dims[layer] for layer in layers]
             return Frames(encode_long(encode, x, lengths, self.config.chunk_frames, dims), lengths)

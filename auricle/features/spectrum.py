@@ -85,7 +85,7 @@ def rfft(frames: Tensor, n_fft: int) -> Tensor:
 
     In exported graphs a matrix product in float64: onnxruntime's DFT of 400 samples loses four digits.
     """
-    if not torch.compiler.is_exporting():
+    if not exporting():
         return torch.fft.rfft(frames, n_fft)  # type: ignore[no-any-return]
     turns = np.outer(np.arange(frames.shape[-1]), np.arange(n_fft // 2 + 1)) % n_fft / n_fft
     waves = np.stack([np.cos(2 * np.pi * turns), -np.sin(2 * np.pi * turns)], axis=-1).reshape(len(turns), -1)
