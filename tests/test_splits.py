@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from auricle.data.manifest import Manifest
 from auricle.data.sources import INTERVALS
-from auricle.data.splits import folds, split
+from auricle.data.splits import folds, group_shuffle, split
 from auricle.errors import ManifestError
 
 
@@ -193,3 +193,53 @@ def test_made_folds_test_every_clip_once():
     assert len(every) == 5
     assert sorted(row for splits in every for row in splits.rows("test")) == list(range(50))
     assert [len(splits.rows("dev")) for splits in every] == [10] * 5
+
+
+def test_the_rule_of_noss_replays_the_published_splits():
+    """CREMA-D's 91 speakers and SAVEE's 4, as the builders of TensorFlow Datasets split them."""
+    dev = [1015, 1079, 1020, 1030, 1050, 1089, 1090, 1070, 1021]
+    test = [
+        1086,
+        1073,
+        1026,
+        1038,
+        1047,
+        1040,
+        1066,
+        1059,
+        1013,
+        1071,
+        1037,
+        1022,
+        1084,
+        1010,
+        1088,
+        1068,
+        1065,
+        1048,
+        1045,
+    ]
+    speakers = [str(1001 + clip % 91) for clip in range(300)]  # several clips each, in an order of their own
+    parts = group_shuffle(speakers[::-1])[::-1]
+    for part, published in (("dev", dev), ("test", test)):
+        assert {speaker for speaker, found in zip(speakers, parts, strict=True) if found == part} == set(
+            map(str, published)
+        )
+    assert parts.count("train") == sum(int(speaker) not in {*dev, *test} for speaker in speakers)
+    assert group_shuffle(["DC", "JE", "JK", "KL", "JE"], (0.6, 0.2, 0.2)) == ["test", "dev", "train", "train", "dev"]
+
+
+@given(st.lists(st.text(max_size=3), min_size=10, max_size=60), st.integers(0, 3))
+def test_the_rule_of_noss_keeps_groups_whole(groups, seed):
+    assume(len(set(groups)) >= 5)
+    parts = group_shuffle(groups, (0.6, 0.2, 0.2), seed)
+    assert len(set(zip(groups, parts, strict=True))) == len(set(groups))
+    assert set(parts) == {"train", "dev", "test"}
+    assert dict(zip(groups, parts, strict=True)) == dict(
+        zip(groups[::-1], group_shuffle(groups[::-1], (0.6, 0.2, 0.2), seed), strict=True)
+    )
+
+
+def test_the_rule_of_noss_refuses_too_few_speakers():
+    with pytest.raises(ManifestError, match="2 speakers are too few"):
+        group_shuffle(["a", "b", "a"])

@@ -81,9 +81,10 @@ def training_batches(
     durations = manifest.durations
     usable = long_enough(manifest, needs)
     if not len(usable):
+        remedy = "ask for fewer or shorter crops" if needs.disjoint else "lower objective.min_s"
         raise ManifestError(
             f"none of the {len(manifest)} clips is as long as the {needs.min_s:g} s that this method needs; "
-            "lower objective.min_s, or give it longer recordings"
+            f"{remedy}, or give it longer recordings"
         )
     lengths = samples(durations, needs.sample_rate)
     codes = label_codes(manifest, needs)
@@ -93,7 +94,7 @@ def training_batches(
         next_batch, taken = start * world + rank, 0  # counted over all epochs
         for epoch in count():
             batches = plan_epoch(durations[usable], needs, config.batch_seconds, seed, epoch, groups)
-            positions = crop_positions(len(manifest), seed, epoch)
+            positions = crop_positions(len(manifest), needs.crops, seed, epoch)
             for index in range(next_batch - taken, len(batches), world):
                 yield Plan(_crops(manifest, usable[batches[index]], lengths, needs, positions, codes), epoch, seed)
                 next_batch += world
@@ -103,13 +104,18 @@ def training_batches(
 
 
 def fixed_batches(manifest: Manifest, needs: DataNeeds, config: DataConfig) -> Iterator[Batch]:
-    """One pass over the central crops of all clips long enough, longest first: the same batches every time."""
+    """One pass over the central crops of all clips long enough, longest first: the same batches every time.
+
+    Several crops of a clip are spread evenly over it.
+    """
     lengths = samples(manifest.durations, needs.sample_rate)
-    centre, usable = np.full(len(manifest), 0.5), long_enough(manifest, needs)
+    usable = long_enough(manifest, needs)
+    spread = np.broadcast_to((np.arange(needs.crops) + 0.5) / needs.crops, (len(manifest), needs.crops))
     codes = label_codes(manifest, needs)
     groups = None if needs.group_by is None else codes[usable, needs.columns.index(needs.group_by)]
-    buckets = plan_groups(np.minimum(manifest.durations[usable], needs.crop_s), config.batch_seconds, groups)
-    plans = (Plan(_crops(manifest, usable[rows], lengths, needs, centre, codes)) for rows in buckets)
+    seconds = needs.crops * np.minimum(manifest.durations[usable], needs.crop_s)
+    buckets = plan_groups(seconds, config.batch_seconds, groups, least=needs.min_clips)
+    plans = (Plan(_crops(manifest, usable[rows], lengths, needs, spread, codes)) for rows in buckets)
     return (batch for _, batch in _load(plans, needs, config.workers))
 
 
@@ -157,8 +163,8 @@ def row_batches(
 
     def plans() -> Iterator[Plan]:
         for rows, places in batches:
-            positions = np.empty(len(manifest))
-            positions[rows] = places
+            positions = np.empty((len(manifest), 1))
+            positions[rows, 0] = places
             yield Plan(_crops(manifest, rows, lengths, needs, positions))
 
     return _load(plans(), needs, workers)
@@ -194,7 +200,7 @@ def label_codes(manifest: Manifest, needs: DataNeeds) -> NDArray[np.int64]:
     """
     codes = np.full((len(manifest), len(needs.columns)), -1)
     for i, name in enumerate(needs.columns):
-        if name in manifest.labels:
+        if name in (*manifest.labels, "path"):
             column = manifest.table.column(name).combine_chunks()
             if pa.types.is_nested(column.type):
                 raise ManifestError(f"column '{name}': holds {column.type}, where one value a clip is needed")
@@ -223,20 +229,24 @@ def _crops(
     positions: NDArray[np.float64] | None = None,
     codes: NDArray[np.int64] | None = None,
 ) -> list[Crop]:
-    """Crops of these rows at `positions` (N,) between 0 and 1; `lengths` (N,) are the clips' samples.
+    """Crops of these rows at `positions` (N, `needs.crops`) between 0 and 1; `lengths` (N,) are the clips' samples.
 
-    `codes` (N, C) are the clips' labels.
+    Disjoint crops lie in order; the gaps before, between and behind them share what the clip has over. `codes` (N, C)
+    are the clips' labels.
     """
     crops = []
     for row in rows.tolist():
         clip_id, path, start_s = (manifest.table.column(name)[row].as_py() for name in ("clip_id", "path", "start_s"))
         clip_length = int(lengths[row])
         length = int(min(clip_length, max(1.0, needs.crop_s * needs.sample_rate)))
-        slack = clip_length - length
-        start = 0 if positions is None else min(slack, int(positions[row] * (slack + 1))) // needs.align * needs.align
+        spacing = needs.spacing if needs.disjoint else 0
+        slack = clip_length - length - (needs.crops - 1) * spacing
+        places = np.zeros(1) if positions is None else np.sort(positions[row]) if needs.disjoint else positions[row]
         clip_start = round(start_s * needs.sample_rate)
         labels = () if codes is None else tuple(codes[row].tolist())
-        crops.append(Crop(row, clip_id, path, clip_start, clip_length, start, length, labels))
+        for i, place in enumerate(places.tolist()):
+            start = min(slack, int(place * (slack + 1))) // needs.align * needs.align + i * spacing
+            crops.append(Crop(row, clip_id, path, clip_start, clip_length, start, length, labels))
     return crops
 
 
@@ -249,12 +259,14 @@ class _Reader(Dataset[tuple[NDArray[np.int64], Batch]]):
     def __getitem__(self, plan: Plan) -> tuple[NDArray[np.int64], Batch]:
         """Row numbers (B,) of the clips that could be read, and their batch."""
         crops, waveforms, skipped = [], [], []
-        for crop in plan.crops:
+        for first in range(0, len(plan.crops), self.needs.crops):
+            clip = plan.crops[first : first + self.needs.crops]
             try:
-                waveforms.append(self._read(crop))
-                crops.append(crop)
+                waveforms += [self._read(crop) for crop in clip]
+                crops += clip
             except AudioError as error:
-                skipped.append(Skip(crop.clip_id, crop.path, str(error).removeprefix(f"{crop.path}: ")))
+                path = clip[0].path
+                skipped.append(Skip(clip[0].clip_id, path, str(error).removeprefix(f"{path}: ")))
         lengths = np.array([len(waveform) for waveform in waveforms], np.int64)
         if len(waveforms) == 1:  # as a long clip is: it is not copied
             padded = waveforms.pop()[None]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -32,7 +34,7 @@ class Splits:
     """Which clips are learned from, chosen on, and scored."""
 
     assignment: NDArray[np.str_]
-    """(N,) of "train", "dev" or "test"."""
+    """(N,) of "train", "dev", "test", or "unused"."""
     rule: str
     """How it was made, in a sentence."""
     hash: str
@@ -58,7 +60,7 @@ def split(
     evenly: of `kind` "classes"; of "labels" (lists, or text with `;` between) each clip's rarest; of "values" the
     quantiles. By default, lists are labels, floats values, and all else classes; intervals are not spread. Classes of
     too few groups to be in both test and train stay in train. An own split without a dev part has one cut from its
-    train part in this way; one that breaks up a `group` asked for is not used.
+    train part in this way; one that breaks up a `group` asked for is not used. A `column` named must be a split.
 
     Raises `ManifestError` if grouped by the target itself, if the target has but one value, if there are too few groups
     or clips of a class, or if an own split tests a class that it does not train.
@@ -67,6 +69,8 @@ def split(
     kept_whole = f"grouped by {'recording' if group is None else repr(group)}"
     how = f"{kept_whole}{f', stratified by {target!r}' if goal.spread else ''}, seed {seed}"
     own = _own_parts(manifest, column)
+    if own is None and column != "split":
+        raise ManifestError(f"column '{column}' has no train and test; its values must be train, dev and test")
     note = "" if own is None else f"; column '{column}' was left aside, as it breaks up groups"
     if own is None or (group is not None and _breaks_up(own, groups)):
         number = _fold_numbers(goal.strata, groups, 5, seed)
@@ -114,6 +118,52 @@ def folds(
         parts = np.where(number == test, "test", np.where(number == dev, "dev", "train"))
         words = f"fold {values[test]} of {len(values)} ({rule}) as test, fold {values[dev]} as dev"
         splits.append(_finished(manifest, parts, goal, groups, () if own else ("dev", "test"), words))
+    return splits
+
+
+def group_shuffle(
+    groups: Sequence[str], fractions: tuple[float, float, float] = (0.7, 0.1, 0.2), seed: int = 0
+) -> list[str]:
+    """NOSS's rule for corpora without an official split (Shor et al. 2020): a part for each clip, groups kept whole.
+
+    `groups` names each clip's group (its speaker), `fractions` the shares of groups in train, dev and test. The
+    distinct groups are sorted as text, shuffled by numpy's legacy generator, and cut where TensorFlow Datasets cuts
+    them; nothing is stratified. Raises `ManifestError` for fewer groups than parts.
+    """
+    names = sorted(set(groups))
+    if len(names) < len(fractions):
+        raise ManifestError(f"{len(names)} speakers are too few for train, dev and test: each needs one of its own")
+    np.random.RandomState(seed).shuffle(names)
+    train, dev, _ = (int(share * len(names)) for share in accumulate(fractions))  # sums of floats, rounding included
+    part = {name: "train" if place < train else "dev" if place < dev else "test" for place, name in enumerate(names)}
+    return [part[group] for group in groups]
+
+
+def personal(manifest: Manifest, target: str, speaker: str, seed: int = 0, repeats: int = 5) -> list[Splits]:
+    """One speaker at a time: of each class a fifth of the speaker's clips (one at least) is test, as many are dev.
+
+    Each speaker with three clips or more of every class of `target` is split `repeats` times; all other clips have the
+    part "unused". Raises `ManifestError` if there is no such speaker.
+    """
+    classes, code = np.unique(np.array([str(value) for value in manifest.column(target)]), return_inverse=True)
+    names, who = np.unique(np.array([str(value) for value in _complete(manifest, speaker)]), return_inverse=True)
+    counts = np.bincount(who * len(classes) + code, minlength=len(names) * len(classes)).reshape(len(names), -1)
+    kept = np.flatnonzero(counts.min(1) >= 3)
+    if not len(kept):
+        raise ManifestError(
+            f"column '{speaker}': nobody has three clips of each of the {len(classes)} classes of '{target}'"
+        )
+    rule = f"one of {len(kept)} speakers at a time ({len(names)} in '{speaker}'), {repeats} draws, seed {seed}"
+    splits = []
+    for person in kept.tolist():
+        for repeat in range(repeats):
+            rng, parts = np.random.default_rng([seed, person, repeat]), np.full(len(manifest), "unused")
+            for one in range(len(classes)):
+                clips = rng.permutation(np.flatnonzero((who == person) & (code == one)))
+                some = max(1, round(len(clips) / 5))
+                parts[clips] = "train"
+                parts[clips[:some]], parts[clips[some : 2 * some]] = "test", "dev"
+            splits.append(Splits(parts, rule, _hash(manifest, parts)))
     return splits
 
 
@@ -188,13 +238,18 @@ def _complete(manifest: Manifest, column: str) -> list[Any]:
     return values
 
 
+def is_split(manifest: Manifest, column: str) -> bool:
+    """Whether a column says train and test, rather than numbers of folds."""
+    return {"train", "test"} <= {PARTS.get(str(value).lower()) for value in manifest.column(column)}
+
+
 def _own_parts(manifest: Manifest, column: str) -> NDArray[np.str_] | None:
     """The manifest's own assignment, if it has train and test."""
     if column not in manifest.table.column_names and column == "split":
         return None
-    values = [str(value).lower() for value in manifest.column(column)]
-    if not {"train", "test"} <= {PARTS.get(value) for value in values}:
+    if not is_split(manifest, column):
         return None
+    values = [str(value).lower() for value in manifest.column(column)]
     for row, value in enumerate(values, start=1):
         if value not in PARTS:
             raise ManifestError(f"column '{column}', row {row}: {unknown('part', value, ('train', 'dev', 'test'))}")
@@ -258,8 +313,12 @@ def _finished(
             "too few groups hold each class, so group by another column or add recordings"
         )
     sizes = ", ".join(f"{np.sum(parts == part)} {part}" for part in ("train", "dev", "test"))
+    return Splits(parts, f"{rule} ({sizes})", _hash(manifest, parts))
+
+
+def _hash(manifest: Manifest, parts: NDArray[np.str_]) -> str:
     lines = sorted(f"{clip_id}\t{part}\n" for clip_id, part in zip(manifest.column("clip_id"), parts, strict=True))
-    return Splits(parts, f"{rule} ({sizes})", hashlib.sha256("".join(lines).encode()).hexdigest()[:16])
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
 
 def _untrained(parts: NDArray[np.str_], goal: _Target) -> NDArray[np.int64]:

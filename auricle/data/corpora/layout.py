@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 from array import array
 from collections.abc import Sequence
@@ -36,6 +37,21 @@ def read_lines(path: Path) -> list[str]:
         return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise ManifestError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+
+
+def read_table(path: Path, *columns: str) -> list[dict[str, str]]:
+    """Rows of a CSV file with a header.
+
+    Raises `ManifestError` when it cannot be read, lacks any of `columns`, or has a row of another length.
+    """
+    rows = list(csv.DictReader(read_lines(path)))
+    lacking = set(columns) - set(rows[0] if rows else ())
+    if lacking:
+        raise ManifestError(f"{path}: no column '{min(lacking)}'; get the corpus again")
+    for number, row in enumerate(rows, start=2):
+        if None in row or None in row.values():
+            raise ManifestError(f"{path}: line {number} is cut short or too long; get the corpus again")
+    return rows
 
 
 def refuse_missing(title: str, root: Path, missing: Sequence[str], total: int) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from auricle.data.corpora.layout import (
     Interval,
@@ -32,6 +35,9 @@ UTTERANCES = {
 }
 """Subset to its official number of utterances."""
 FRAMES_PER_S = 100
+MOCKINGJAY_UTTERANCES = 122
+"""Fewest utterances in train-clean-100 of a speaker whom Mockingjay's speaker recognition knows."""
+MOCKINGJAY_SEED = 20190929
 
 
 def read(
@@ -40,6 +46,7 @@ def read(
     subsets: Sequence[str] | None = None,
     alignments: Path | None = None,
     cpc: Path | None = None,
+    mockingjay: bool = False,
 ) -> Manifest:
     """Utterances of `subsets` (default: those there are): `subset`, `speaker`, `chapter`, `gender`, `text`, `split`.
 
@@ -48,12 +55,19 @@ def read(
     `cpc`: a folder with `train_split.txt`, `test_split.txt` and `converted_aligned_phones.txt` of Riviere et al. 2020
     (github.com/facebookresearch/CPC_audio; the split of van den Oord et al. 2018); keeps their utterances of
     train-clean-100, with their `split` and `phones` ("0" to "40", a number every 10 ms in the file).
+    `mockingjay`: adds `mockingjay_split` for the speaker recognition of Liu et al. 2020, and keeps its speakers, those
+    with at least 122 utterances in train-clean-100: nine tenths of all its utterances, drawn with seed 20190929 as
+    pandas draws, are train, the others test; dev is to be cut out of train. Inferred: they are drawn from a list sorted
+    by name; the authors' own was sorted by length, in no order among equals, so that their parts cannot be had again.
     Expects LAYOUT. Raises `ManifestError`.
     """
     if alignments is not None and cpc is not None:
         raise ManifestError("librispeech: 'alignments' and 'cpc' both bring phones; give one of them")
+    if mockingjay and (cpc is not None or subsets is not None):
+        raise ManifestError("librispeech: 'mockingjay' is a split of train-clean-100; leave 'subsets' and 'cpc' out")
     root = find_root(folder, "LibriSpeech", list(UTTERANCES), LAYOUT)
-    chosen = list(subsets or (["train-clean-100"] if cpc else [name for name in UTTERANCES if (root / name).is_dir()]))
+    there = [name for name in UTTERANCES if (root / name).is_dir()]
+    chosen = list(subsets or (["train-clean-100"] if cpc or mockingjay else there))
     texts: dict[str, str] = {}
     places: dict[str, str] = {}
     for subset in chosen:
@@ -70,6 +84,10 @@ def read(
         refuse_missing("the utterances that the CPC split lists", root, absent, len(split))
 
     names = sorted(split)
+    halves = _mockingjay_split(names) if mockingjay else {}
+    names = [name for name in names if name in halves or not mockingjay]
+    if not names:
+        raise ManifestError(f"{root}: no speaker of train-clean-100 has {MOCKINGJAY_UTTERANCES} utterances")
     folders = {name: f"{places[name]}/{'/'.join(name.split('-')[:2])}" for name in names}
     paths = {name: f"{folders[name]}/{name}.flac" for name in names}
     refuse_missing("the recordings", root, [path for path in paths.values() if not (root / path).is_file()], len(names))
@@ -85,6 +103,8 @@ def read(
         "gender": [genders.get(speaker) for speaker in speakers],
         "text": [texts[name] for name in names],
     }
+    if mockingjay:
+        columns["mockingjay_split"] = [halves[name] for name in names]
     if cpc is not None:
         runs, phones = _cpc_phones(cpc, set(names)), IntervalColumn()
         for name in names:
@@ -123,6 +143,18 @@ def _genders(path: Path) -> dict[str, str]:
         return {}
     rows = [line.split("|") for line in read_lines(path) if not line.startswith(";") and "|" in line]
     return {row[0].strip(): row[1].strip().lower() for row in rows}
+
+
+def _mockingjay_split(names: Sequence[str]) -> dict[str, str]:
+    """Utterances of the speakers with enough of them to "train" or "test"; drawn before the others are dropped."""
+    order = np.random.RandomState(MOCKINGJAY_SEED).permutation(len(names))  # as pandas' DataFrame.sample
+    train = set(order[: round(0.9 * len(names))].tolist())
+    count = Counter(name.split("-")[0] for name in names)
+    return {
+        name: "train" if index in train else "test"
+        for index, name in enumerate(names)
+        if count[name.split("-")[0]] >= MOCKINGJAY_UTTERANCES
+    }
 
 
 def _cpc_split(folder: Path) -> dict[str, str]:
