@@ -85,7 +85,7 @@ PLANS = {
         ),
         ("speaker", "esc10"),
     ),
-    "music2vec": Plan("music2vec-tiny", ("sound_esc10",), ("pitch", "instruments"), ("music_generated",)),
+    "music2vec": Plan("music2vec-tiny", ("sound_esc10",), ("pitch", "instruments"), tuple(MUSIC)),
     "musichubert": Plan("musichubert-tiny", ("sound_esc10",), ("pitch", "instruments"), tuple(MUSIC)),
     "musichubert-iter2": Plan(
         "musichubert-tiny-iter2", ("sound_esc10",), ("pitch", "instruments"), tuple(MUSIC), first="musichubert-tiny"

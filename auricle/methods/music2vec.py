@@ -81,7 +81,7 @@ def music2vec_tiny() -> Data2VecRun:
         data={"batch_seconds": 32.0},
         train={
             "steps": 800,
-            "lr": 1e-3,
+            "lr": 3e-4,
             "warmup": 0.1,
             "hold": 0.7,
             "clip_norm": 1.0,
