@@ -268,6 +268,18 @@ def test_pictures_are_inlined_unchanged(page: Page, intact: Path) -> None:
     assert shown == pictures[-1]["uri"]
 
 
+def test_the_newest_sounds_of_a_run_play(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "separating")
+    (run / "sounds").mkdir()
+    for step, name in ((100, "old"), (200, "talker-1"), (200, "mixture")):
+        soundfile.write(run / "sounds" / f"step-{step:08d}-{name}.flac", 0.1 * np.ones(800), 8000)
+    page = Page(build_report([run], tmp_path / "x.html"))
+    sounds = [attrs["src"] for tag, attrs in page.tags if tag == "audio" and attrs.get("src")]
+    files = [run / "sounds" / f"step-00000200-{name}.flac" for name in ("mixture", "talker-1")]
+    assert [b64decode(sound.partition(",")[2]) for sound in sounds] == [path.read_bytes() for path in files]
+    assert "mixture talker-1" in page.text
+
+
 # ------------------------------------------------------------------------------------------------------ what it plays
 
 

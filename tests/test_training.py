@@ -220,6 +220,7 @@ def test_a_run_learns_and_leaves_a_loadable_encoder(corpus, tmp_path):
     assert all(torch.equal(value, stored[name]) for name, value in encoder.state_dict().items())
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-00000054", "step-00000060"]
     assert [path.name for path in sorted((out / "pictures").iterdir())][-1] == "step-00000060.png"
+    assert [path.name for path in sorted((out / "sounds").iterdir())][-1] == "step-00000060-clip.flac"
     twin = load_encoder(f"untrained:{out}")
     torch.manual_seed(run.train.seed)
     assert torch.equal(twin.project.weight, run.build().encoder.project.weight)
@@ -490,6 +491,7 @@ def test_logs_are_cut_back_and_survive_a_torn_line(tmp_path):
         log.write(step, "train", {"loss": 1.0 / step})
         log.skip(step, Skip(f"clip {step}", "/data/ü\u2028.wav", "silent"))
         log.picture(step, {"x": torch.rand(4, 5)})
+        log.sound(step, {"talker-1": torch.full((80,), step / 4)}, 8000)
     log.close()
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 2, "spl')
@@ -499,6 +501,11 @@ def test_logs_are_cut_back_and_survive_a_torn_line(tmp_path):
     assert [line["step"] for line in lines(tmp_path)] == [1, 2]
     assert [line["clip_id"] for line in lines(tmp_path, name="skipped.jsonl")] == ["clip 1", "clip 2"]
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["step-00000001.png", "step-00000002.png"]
+    sounds = sorted((tmp_path / "sounds").iterdir())
+    assert [path.name for path in sounds] == ["step-00000001-talker-1.flac", "step-00000002-talker-1.flac"]
+    heard, rate = soundfile.read(sounds[1])
+    assert rate == 8000
+    np.testing.assert_allclose(heard, 0.5, atol=1e-4)
 
 
 def test_an_alarm_reaches_the_log(corpus, tmp_path, caplog):

@@ -108,6 +108,9 @@ class TinyMethod(Method):
             return {}
         return {"target": self.encoder.features(batch.waveforms, batch.lengths)[0][0].cpu()}
 
+    def listen(self, batch: Batch) -> dict[str, Tensor]:
+        return {"clip": batch.waveforms[0].cpu()} if self.pictures else {}
+
 
 class TinyRun(RunConfig):
     method: ClassVar[str] = "tiny"

@@ -68,7 +68,14 @@ class Method(nn.Module):
         self.encoder.compile_networks()
 
     def visualize(self, batch: Batch) -> dict[str, Tensor]:
-        """Pictures of the batch's first clip, each (T, F) with low frequencies first, on the CPU; may be empty."""
+        """Pictures of the batch's first clip, each (T, F) with low frequencies first, on the CPU; may be empty.
+
+        Those of equal T are drawn on one scale.
+        """
+        return {}
+
+    def listen(self, batch: Batch) -> dict[str, Tensor]:
+        """What there is to hear of the batch's first clip, each (S,) at the encoder's rate, on the CPU; may be empty."""
         return {}
 
 

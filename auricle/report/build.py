@@ -20,7 +20,7 @@ from auricle.report import clips, runs, scores
 from auricle.report.verification import verifications
 
 FORMAT = 1
-AUDIO_BYTES, PICTURE_BYTES, POINTS = 10_000_000, 3_000_000, 60_000
+AUDIO_BYTES, PICTURE_BYTES, SOUND_BYTES, POINTS = 9_000_000, 3_000_000, 1_000_000, 60_000
 """Shares of the page, which with all the rest stays below 15 MB; points are those of all maps together."""
 
 
@@ -71,7 +71,15 @@ def _render(found_runs: Sequence[runs.Run], results: Sequence[Result]) -> str:
         lead=lead,
         board=board,
         verifications=verifications(board),
-        runs=[view | {"facts": run.facts(), "alarms": run.alarms} for run, view in zip(found_runs, shown, strict=True)],
+        runs=[
+            view
+            | {
+                "facts": run.facts(),
+                "alarms": run.alarms,
+                "sounds": runs.inline_sounds(run.sounds, SOUND_BYTES // len(found_runs)),
+            }
+            for run, view in zip(found_runs, shown, strict=True)
+        ],
         maps=maps,
         audio_note=_audio_note(maps, sounds, unreadable),
         details=[runs.details(run) for run in found_runs] + scores.details(board),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ class Run:
     """metrics.jsonl."""
     pictures: list[tuple[int, Path]]
     """(step, PNG), oldest first."""
+    sounds: dict[str, Path]
+    """What there is to hear of the newest measurement that left sounds."""
     hours: float | None
     """Recordings in manifest.parquet; None without one."""
     parameters: int | None
@@ -96,10 +98,18 @@ def read(folder: Path) -> Run:
         config=read_run(folder),
         lines=_read_lines(folder / "metrics.jsonl"),
         pictures=sorted((_step(path), path) for path in (folder / "pictures").glob("step-*.png")),
+        sounds=_sounds(folder / "sounds"),
         hours=_hours(folder / MANIFEST),
         parameters=_parameters(folder / "checkpoints"),
         config_text=(folder / CONFIG).read_text(encoding="utf-8"),
     )
+
+
+def _sounds(folder: Path) -> dict[str, Path]:
+    """By name, in the names' order."""
+    files = sorted(folder.glob("step-*-*.flac"), key=lambda path: path.stem)
+    newest = max((path.name.split("-")[1] for path in files), default="")
+    return {path.stem.split("-", 2)[2]: path for path in files if path.name.split("-")[1] == newest}
 
 
 def sentence(run: Run) -> str:
@@ -138,6 +148,18 @@ def inline_pictures(pictures: Sequence[tuple[int, Path]], budget: int) -> list[d
         if budget < 0:
             break
         shown.insert(0, {"step": step, "uri": uri})
+    return shown
+
+
+def inline_sounds(sounds: Mapping[str, Path], budget: int) -> list[dict[str, str]]:
+    """Sounds as data URIs, as many as `budget` (bytes) holds."""
+    shown = []
+    for name, path in sounds.items():
+        uri = "data:audio/flac;base64," + b64encode(path.read_bytes()).decode()
+        budget -= len(uri)
+        if budget < 0:
+            break
+        shown.append({"name": name, "uri": uri})
     return shown
 
 

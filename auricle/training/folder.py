@@ -170,7 +170,7 @@ A pre-training run of auricle {auricle.__version__}: method `{run.method}`, pres
 | `{MANIFEST}` | the recordings, as found at the start |
 | `checkpoints/` | weights and all that is needed to go on |
 | `metrics.jsonl`, `tensorboard/` | losses, rates, alarms |
-| `pictures/` | what the model sees and answers, on a held-out recording |
+| `pictures/`, `sounds/` | what the model sees and answers, on a held-out recording |
 | `{SKIPPED}` | recordings that could not be used, and why |
 
 ```

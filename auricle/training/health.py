@@ -60,6 +60,7 @@ class Measurement:
     spreads: list[float]
     """`spread` of the clip embeddings of each layer."""
     pictures: dict[str, Tensor]
+    sounds: dict[str, Tensor]
     """Of the first clip, each (T, F)."""
     skipped: list[Skip]
     clip_ids: list[str]
@@ -214,6 +215,7 @@ def measure(
     clip_ids: list[str] = []
     entropy: Tensor | None = None
     pictures: dict[str, Tensor] = {}
+    sounds: dict[str, Tensor] = {}
     skipped: list[Skip] = []
     device, items = method.encoder.device, 0.0
     method.eval()
@@ -228,6 +230,8 @@ def measure(
             if not pictures:
                 torch.manual_seed(seed)
                 pictures = method.visualize(batch)
+                torch.manual_seed(seed)
+                sounds = method.listen(batch)
             if len(clip_ids) < WATCHED_CLIPS:
                 frames = method.encoder(batch.waveforms, batch.lengths)
                 if not embeddings:
@@ -245,6 +249,7 @@ def measure(
         ranks=[effective_rank(layer) for layer in layers],
         spreads=[spread(layer) for layer in layers],
         pictures=pictures,
+        sounds=sounds,
         skipped=skipped,
         clip_ids=clip_ids,
         embeddings=layers,

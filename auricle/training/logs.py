@@ -1,4 +1,4 @@
-"""What a run leaves for its reader: metrics.jsonl, TensorBoard, skipped.jsonl and pictures, cut back on resume."""
+"""What a run leaves for its reader: metrics.jsonl, TensorBoard, skipped.jsonl, pictures, sounds; cut back on resume."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 import auricle
+from auricle.audio.io import write
 from auricle.data.batching import Skip
 from auricle.training.checkpoint import fsync
 
 FORMAT = 1
-METRICS, SKIPPED, PICTURES, TENSORBOARD = "metrics.jsonl", "skipped.jsonl", "pictures", "tensorboard"
+METRICS, SKIPPED, TENSORBOARD = "metrics.jsonl", "skipped.jsonl", "tensorboard"
+PICTURES, SOUNDS = "pictures", "sounds"
 
 
 class RunLog:
@@ -30,9 +32,9 @@ class RunLog:
         self.output = output
         _cut_back(output / METRICS, step)
         self.skipped = {line["clip_id"]: line["step"] for line in _cut_back(output / SKIPPED, step)}
-        for picture in output.glob(f"{PICTURES}/step-*.png"):
-            if int(picture.stem.removeprefix("step-")) > step:
-                picture.unlink()
+        for file in (*output.glob(f"{PICTURES}/step-*.png"), *output.glob(f"{SOUNDS}/step-*.flac")):
+            if int(file.stem.split("-")[1]) > step:
+                file.unlink()
         (output / PICTURES).mkdir(exist_ok=True)
         self._metrics = open(output / METRICS, "a", encoding="utf-8")  # noqa: SIM115 -- closed in close()
         self._board = SummaryWriter(str(output / TENSORBOARD), purge_step=step + 1)
@@ -66,15 +68,21 @@ class RunLog:
         from matplotlib.figure import Figure  # draws with Agg, without a display or pyplot's global state
 
         figure = Figure(figsize=(10, 0.4 + 1.9 * len(pictures)), layout="constrained")
-        axes = figure.subplots(len(pictures), squeeze=False, sharex=True)[:, 0]
-        low = min(float(picture.min()) for picture in pictures.values())
-        high = max(float(picture.max()) for picture in pictures.values())
+        axes = figure.subplots(len(pictures), squeeze=False)[:, 0]
         for axis, (name, picture) in zip(axes, pictures.items(), strict=True):
+            alike = [other for other in pictures.values() if len(other) == len(picture)]
+            low, high = min(float(other.min()) for other in alike), max(float(other.max()) for other in alike)
             axis.imshow(picture.float().T.numpy(), origin="lower", aspect="auto", cmap="magma", vmin=low, vmax=high)
             axis.set_title(name, loc="left", fontsize=9)
         axes[-1].set_xlabel("frame")
         figure.suptitle(f"step {step}", fontsize=9)
         figure.savefig(self.output / PICTURES / f"step-{step:08d}.png", dpi=90)
+
+    def sound(self, step: int, sounds: Mapping[str, Tensor], sample_rate: int) -> None:
+        """`sounds/step-XXXXXXXX-NAME.flac`, each (S,)."""
+        for name, waveform in sounds.items():
+            (self.output / SOUNDS).mkdir(exist_ok=True)
+            write(self.output / SOUNDS / f"step-{step:08d}-{name}.flac", waveform.float().clamp(-1, 1), sample_rate)
 
     def flush(self) -> None:
         """Have all of it on the disk: a checkpoint must not be newer than its logs."""

@@ -244,6 +244,7 @@ class _Loop:
                 return
             self.log.write(self.step, "valid", found.facts() | {f"probe_{name}": scores[name] for name in scores})
             self.log.picture(self.step, found.pictures)
+            self.log.sound(self.step, found.sounds, self.method.encoder.sample_rate)
             vitals = found.vitals(self.step / train.steps, scores, *self.pace)
             self.pace = [0.0, 0.0, 0.0]
             for name, line in self.monitor.check(vitals).items():
