@@ -8,6 +8,7 @@ from __future__ import annotations
 FAMILIES = {
     "mel_transformer": "auricle.encoders.mel_transformer:MelTransformer",
     "cpc": "auricle.encoders.cpc:CpcEncoder",
+    "csc": "auricle.encoders.csc:CscEncoder",
     "vit": "auricle.encoders.vit:Vit",
     "mae_ast": "auricle.encoders.mae_ast:MaeAstEncoder",
     "apc": "auricle.encoders.apc:ApcEncoder",
@@ -35,6 +36,7 @@ ENCODER_FORMS = {
     "mae-ast:FILE": "a checkpoint of MAE-AST",
     "fairseq:FILE": "a checkpoint of fairseq: HuBERT, data2vec, wav2vec 2.0",
     "hf:NAME": "a folder of Hugging Face's layout, or user/name on the Hub: any audio model with hidden states",
+    "hear:MODULE[:FILE]": "a module of the HEAR API, with its model file",
     "module:attribute": "a Python class, factory or object of your own (auricle check module:attribute tests it)",
 }
 """What `auricle.load` takes, and what it is."""

@@ -58,6 +58,8 @@ class Encoder(nn.Module):
     config: Config
     name: str = ""
     """What tables call it: the path or name it was loaded by."""
+    supervision: str = ""
+    """What told its training who talks, where its method can be told: `none` or a kind of labels; "": not stated."""
     sample_rate: int
     """Hz."""
     hop: int

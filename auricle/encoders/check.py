@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from auricle.encoders.base import Encoder, Frames
-from auricle.errors import AuricleError
+from auricle.errors import AuricleError, ConfigError
 
 TOLERANCE = 1e-4
 """Largest difference, relative to the largest value, between a clip alone and in a batch (fp32)."""
@@ -66,7 +66,7 @@ def check(encoder: Encoder) -> Report:
     training = encoder.training
     encoder.eval()
     findings = []
-    for name, promise in PROMISES.items():
+    for name, promise in (PROMISES | _further(encoder)).items():
         try:
             findings.append(Finding(name, True, promise(encoder)))
         except _Broken as broken:
@@ -101,6 +101,20 @@ def _shapes(encoder: Encoder) -> str:
     return f"{len(encoder.dims)} layers of {_range(encoder.dims)} channels at {encoder.sample_rate} Hz"
 
 
+def _further(encoder: Encoder) -> dict[str, Callable[[Encoder], str]]:
+    """What is promised by encoders of one kind alone."""
+    from auricle.encoders.hear import HearEncoder, check_api  # which imports this module
+
+    def hear(_: Encoder) -> str:
+        assert isinstance(encoder, HearEncoder)
+        try:
+            return check_api(encoder)
+        except ConfigError as error:
+            raise _Broken(str(error)) from None
+
+    return {"hear": hear} if isinstance(encoder, HearEncoder) else {}
+
+
 def _identity(encoder: Encoder) -> str:
     first, second = encoder.fingerprint(), encoder.fingerprint()
     if first != second:
@@ -126,7 +140,7 @@ def _offset(encoder: Encoder) -> str:
     clicked = [quiet.clone() for _ in clicks]
     for clip, at in zip(clicked, clicks, strict=True):
         clip[at] += 0.5
-    out = _run(encoder, [quiet, *clicked], layers=[0])
+    out = _run(encoder, [quiet, *clicked], layers=[encoder.outputs.get("timestamp", 0)])
     states = out.hidden_states[0][:, : int(out.lengths[0])].double()
     change = (states[1:] - states[:1]).norm(dim=2)  # (8, T)
     centres = encoder.offset + encoder.hop * torch.arange(change.shape[1], dtype=torch.float64)

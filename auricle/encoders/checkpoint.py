@@ -48,6 +48,8 @@ def save(encoder: Encoder, folder: Path | str, **extra: Any) -> None:
         "offset": encoder.offset,
         "dims": list(encoder.dims),
     }
+    if encoder.supervision:
+        description["supervision"] = encoder.supervision
     if clash := sorted(description.keys() & extra.keys()):
         raise CheckpointError(f"{folder}: {', '.join(clash)} cannot be replaced by an extra entry of {CONFIG}")
     save_model(encoder, str(folder / WEIGHTS))
@@ -86,6 +88,11 @@ def _find(name: str) -> Encoder:
 
         with torch.random.fork_rng(_gpus()):
             return load_huggingface(file)
+    if file and project == "hear":
+        from auricle.encoders.hear import load_hear  # which runs somebody's code
+
+        with torch.random.fork_rng(_gpus()):
+            return load_hear(file, name)
     if file and project in PROJECTS:
         with torch.random.fork_rng(_gpus()):  # building draws weights; the caller's generator must not notice
             return load_foreign(project, Path(file))
@@ -105,6 +112,7 @@ def load_folder(path: Path) -> Encoder:
     folder, description = _describe(path)
     with torch.random.fork_rng(_gpus()):  # building draws weights; the caller's generator must not notice
         encoder = _build(description["family"], description["config"], folder / CONFIG)
+    encoder.supervision = str(description.get("supervision", ""))
     try:
         missing, unexpected = load_model(encoder, str(folder / WEIGHTS), strict=False)
     except (SafetensorError, OSError) as error:

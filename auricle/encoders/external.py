@@ -21,6 +21,7 @@ import inspect
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -34,18 +35,23 @@ from auricle.errors import ConfigError, unknown
 def load_callable(name: str) -> Encoder:
     """The encoder behind `module:attribute`; modules in the working directory are found too. Raises `ConfigError`."""
     module_name, _, attribute = name.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        thing: Any = importlib.import_module(module_name)
-    except (ImportError, SyntaxError) as error:
-        raise ConfigError(f"{name}: module {module_name} cannot be imported ({error})") from None
+    thing: Any = import_named(module_name, name)
     for step in attribute.split("."):
         if not hasattr(thing, step):
             public = [known for known in vars(thing) if not known.startswith("_")]
             raise ConfigError(f"{name}: {unknown('attribute', step, public)}")
         thing = getattr(thing, step)
     return wrap(thing, name)
+
+
+def import_named(module: str, name: str) -> ModuleType:
+    """A module, of the working directory too. Raises `ConfigError`, naming the encoder `name`."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return importlib.import_module(module)
+    except (ImportError, SyntaxError) as error:
+        raise ConfigError(f"{name}: module {module} cannot be imported ({error})") from None
 
 
 def wrap(thing: Any, name: str) -> Encoder:

@@ -26,6 +26,7 @@ METHODS = {
     "data2vec2": "auricle.methods.data2vec2:Data2Vec2Run",
     "hubert": "auricle.methods.hubert:HubertRun",
     "data2vec": "auricle.methods.data2vec:Data2VecRun",
+    "csc": "auricle.methods.csc:CscRun",
 }
 """Method → its run config."""
 
@@ -84,6 +85,9 @@ PRESETS = {
     "music2vec_span5": "auricle.methods.music2vec:music2vec_span5",
     "music2vec_span15": "auricle.methods.music2vec:music2vec_span15",
     "music2vec_target12": "auricle.methods.music2vec:music2vec_target12",
+    "csc_tiny": "auricle.methods.csc:csc_tiny",
+    "csc_galr_base": "auricle.methods.csc:csc_galr_base",
+    "csc_mel_base": "auricle.methods.csc:csc_mel_base",
 }
 """Preset → the function that makes its run config."""
 
