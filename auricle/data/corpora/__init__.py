@@ -192,6 +192,62 @@ CORPORA = {
         "research only, on a signed licence",
         "https://sail.usc.edu/iemocap/",
     ),
+    "magnatagatune": Corpus(
+        "auricle.data.corpora.magnatagatune:read",
+        "MagnaTagATune (Law et al. 2009): clips of music, the 50 most frequent tags",
+        210,
+        "CC BY-NC-SA 1.0",
+        "https://mirg.city.ac.uk/codeapps/the-magnatagatune-dataset",
+    ),
+    "gtzan": Corpus(
+        "auricle.data.corpora.gtzan:read",
+        "GTZAN (Tzanetakis and Cook 2002): ten genres, fault-filtered, with beats (Marchand et al. 2015)",
+        7.8,
+        "none stated",
+        "http://marsyas.info/downloads/datasets.html, the beats https://github.com/TempoBeatDownbeat/gtzan_tempo_beat",
+    ),
+    "giantsteps": Corpus(
+        "auricle.data.corpora.giantsteps:read",
+        "GiantSteps key and MTG key (Knees et al. 2015, Faraldo 2017): keys of electronic dance music",
+        56,
+        "for research; the previews Beatport's",
+        "https://github.com/GiantSteps/giantsteps-key-dataset and .../giantsteps-mtg-key-dataset",
+    ),
+    "emomusic": Corpus(
+        "auricle.data.corpora.emomusic:read",
+        "Emomusic (Soleymani et al. 2013): valence and arousal of songs",
+        9.3,
+        "research only, on registration",
+        "https://cvml.unige.ch/databases/emoMusic/",
+    ),
+    "nsynth": Corpus(
+        "auricle.data.corpora.nsynth:read",
+        "NSynth (Engel et al. 2017): single notes of 1,006 instruments",
+        340,
+        "CC BY 4.0",
+        "https://magenta.tensorflow.org/datasets/nsynth",
+    ),
+    "vocalset": Corpus(
+        "auricle.data.corpora.vocalset:read",
+        "VocalSet (Wilkins et al. 2018): 20 singers, 17 techniques",
+        10.1,
+        "CC BY 4.0",
+        "https://zenodo.org/records/1193957",
+    ),
+    "mtg_jamendo": Corpus(
+        "auricle.data.corpora.mtg_jamendo:read",
+        "MTG-Jamendo (Bogdanov et al. 2019): whole tracks, tags of genre, instrument, mood and theme",
+        3770,
+        "the tags CC BY-NC-SA 4.0, each track under its own Creative Commons licence",
+        "https://github.com/MTG/mtg-jamendo-dataset",
+    ),
+    "marble": Corpus(
+        "auricle.data.corpora.marble:read",
+        "MARBLE's annotations of music (Yuan et al. 2023; version 2): one task of several corpora",
+        4050,
+        "each corpus's own",
+        "https://huggingface.co/m-a-p (datasets GTZAN, EMO, GS, MTT, MTG...)",
+    ),
 }
 """Name to record."""
 
@@ -199,8 +255,9 @@ CORPORA = {
 def find_corpus(name: str, root: str | Path | None = None, **options: Any) -> Manifest:
     """The manifest of a corpus among others: of `root/name.parquet`, as `auricle prepare` writes it, or of `root/name`.
 
-    The folder holds the official layout; `{root}` in an option's text stands for `root`. Raises `ManifestError` as
-    `read_corpus` does, and where there is neither, saying where to get the corpus.
+    The folder holds the official layout, and is taken before the file where options are given. Text in which `{root}`
+    stands for `root` is a path. Raises `ManifestError` as `read_corpus` does, and where there is neither, saying where
+    to get the corpus.
     """
     from auricle.data.manifest import Manifest  # which imports pyarrow
 
@@ -212,14 +269,15 @@ def find_corpus(name: str, root: str | Path | None = None, **options: Any) -> Ma
             f"corpus '{name}' is needed: name the folder of all corpora; get {corpus.title}: {corpus.url}"
         )
     folder, prepared = Path(root) / name, Path(root) / f"{name}.parquet"
-    if prepared.is_file():
+    if prepared.is_file() and not (options and folder.is_dir()):
         return Manifest.open(prepared)
     if not folder.is_dir():
         raise ManifestError(
             f"{root}: holds neither the folder {name} nor {name}.parquet; get {corpus.title}: {corpus.url}"
         )
     filled = {
-        key: value.replace("{root}", str(root)) if isinstance(value, str) else value for key, value in options.items()
+        key: Path(value.replace("{root}", str(root))) if isinstance(value, str) and "{root}" in value else value
+        for key, value in options.items()
     }
     return read_corpus(name, folder, **filled)
 
