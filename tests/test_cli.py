@@ -131,9 +131,19 @@ def test_wrong_options_fail_before_any_work(args, corpus, tmp_path, capsys):
 
 def test_names_for_every_list(capsys):
     for what, name in {"presets": "mockingjay-base", "encoders": "fbank", "tasks": "quick-phones", "suites": "quick",
-                       "corpora": "librispeech", "recipes": "audio-mae"}.items():  # fmt: skip
+                       "corpora": "librispeech", "protocols": "knn", "recipes": "audio-mae"}.items():  # fmt: skip
         assert cli.main(["list", what, "--json"]) == 0
         assert name in json.loads(capsys.readouterr().out)
+
+
+def test_tasks_of_a_suite_say_what_they_need(capsys):
+    assert cli.main(["list", "tasks", "--suite", "noss", "--json"]) == 0
+    tasks = json.loads(capsys.readouterr().out)
+    assert all(name.startswith("noss-") for name in tasks)
+    assert " h http" in tasks["noss-savee"]
+    assert cli.main(["list", "suites", "--json"]) == 0
+    assert set(tasks) <= set(json.loads(capsys.readouterr().out)["noss"].split(" (")[0].split(", "))
+    assert cli.main(["list", "corpora", "--suite", "noss"]) == 2
 
 
 def test_check_passes_a_baseline_and_names_faults(capsys):
@@ -165,9 +175,9 @@ def test_options_are_these(capsys):
         "demo": {"output", "seconds", "seed"},
         "embed": {"data", "output", "level", "layers", "pool", "dtype", "precision", "batch-seconds", "workers",
                   "max-skipped", "device", "json"},
-        "evaluate": {"suite", "tasks", "data", "target", "level", "metric", "split", "group", "unit", "pool", "heads",
-                     "layers", "seeds", "trials", "trial-count", "as-norm", "center", "output", "overwrite", "device",
-                     "json"},
+        "evaluate": {"suite", "tasks", "corpora", "protocol", "data", "target", "level", "metric", "split", "group",
+                     "unit", "speaker", "pool", "heads", "layers", "seeds", "trials", "trial-count", "as-norm",
+                     "center", "output", "overwrite", "cache", "device", "json"},
         "finetune": {"data", "target", "output", "level", "metric", "split", "fold", "group", "unit", "json", "blocks",
                      "head", "hidden", "epochs", "batch", "batch-seconds", "crop-s", "lr", "layer-decay", "warmup",
                      "schedule", "betas", "weight-decay", "clip-norm", "mixup", "mixup-beta", "time-mask",
@@ -177,9 +187,9 @@ def test_options_are_these(capsys):
         "predict": {"data", "output", "batch-seconds", "workers", "device"},
         "export": {"format", "output", "layers"},
         "report": {"output"},
-        "list": {"json"},
+        "list": {"suite", "json"},
         "check": set(),
-        "prepare": {"output", "subsets", "alignments", "cpc"},
+        "prepare": {"output", "subsets", "alignments", "cpc", "options"},
     }  # fmt: skip
     assert set(wanted) | {"pretrain"} == set(cli.VERBS)
     for verb, options in wanted.items():

@@ -1,16 +1,15 @@
 """Evaluation from files to tables, with an encoder that hears one thing only: how loud each frame is."""
 
 import json
-from typing import ClassVar
+import re
 
 import numpy as np
 import pytest
 import soundfile
-import torch
+from loudness import RATE, Loudness, manifest, run, write_clips
 
-from auricle.config import Config
+from auricle import cli
 from auricle.data.manifest import Manifest
-from auricle.encoders.base import Encoder, Frames
 from auricle.errors import AuricleError, ConfigError, EvaluationError
 from auricle.evaluation.answers import _drawn
 from auricle.evaluation.metrics import scorer
@@ -20,67 +19,10 @@ from auricle.evaluation.run import evaluate
 from auricle.evaluation.tasks import SUITES, TASKS, Task
 from auricle.evaluation.tasks.custom import custom_task
 
-RATE = 16_000
-LEVELS = 8
-"""Loudness steps an encoder tells apart; a sample's step is round(10 · sample)."""
-
-
-class Loudness(Encoder):
-    """Layer 0 is noise that depends on the clip's length; the last is one-hot of the loudness at a frame's centre."""
-
-    family: ClassVar[str] = "loudness"
-
-    class Options(Config):
-        hop: int = 160
-        offset: int = 0
-        scale: float = 1.0
-
-    def __init__(self, name="loudness", **options):
-        super().__init__()
-        self.config = self.Options(**options)
-        self.name, self.sample_rate = name, RATE
-        self.hop, self.offset = self.config.hop, float(self.config.offset)
-        self.dims = (4, LEVELS)
-        self.calls = 0
-
-    def features(self, waveforms, lengths):
-        self.calls += 1
-        centres = waveforms[:, self.config.offset :: self.hop]
-        return centres, torch.div(lengths - self.config.offset - 1, self.hop, rounding_mode="floor") + 1
-
-    def encode(self, x, lengths, *, layers=None):
-        steps = (x * 10).round().long().clamp(0, LEVELS - 1)
-        loud = torch.nn.functional.one_hot(steps, LEVELS).float() * self.config.scale
-        noise = torch.sin(lengths[:, None, None] * torch.arange(1, 5) * 12.9898).expand(-1, x.shape[1], -1)
-        states = [noise, loud]
-        return Frames([states[layer] for layer in (range(2) if layers is None else layers)], lengths)
-
 
 @pytest.fixture(scope="module")
 def audio(tmp_path_factory):
-    """60 clips of constant loudness 0.1 to 0.6 in turn, of different lengths."""
-    folder = tmp_path_factory.mktemp("clips")
-    rng = np.random.default_rng(0)
-    for clip in range(60):
-        level = (1 + clip % 6) / 10
-        soundfile.write(folder / f"{clip:02}.wav", np.full(rng.integers(2000, 6000), level), RATE, subtype="FLOAT")
-    return folder
-
-
-def manifest(audio, **columns):
-    """A manifest of the clips, split 30, 12, 18 unless it says otherwise, with a column `loud` of the true classes."""
-    number = np.arange(60)
-    basic = {
-        "path": [f"{clip:02}.wav" for clip in number],
-        "split": ["train"] * 30 + ["dev"] * 12 + ["test"] * 18,
-        "loud": [f"level {clip % 6}" for clip in number],
-    }
-    return Manifest.from_columns({key: value for key, value in (basic | columns).items() if value is not None}, audio)
-
-
-def run(encoders, data, target, output, **options):
-    options = {"lrs": (1e-2,)} | options
-    return evaluate(encoders, data=data, target=target, output=output, progress=False, device="cpu", **options)
+    return write_clips(tmp_path_factory.mktemp("clips"))
 
 
 def test_an_encoder_that_leaks_the_label_scores_one(audio, tmp_path):
@@ -285,7 +227,7 @@ def test_results_that_are_there_are_not_made_again(audio, tmp_path):
 
 def test_a_second_task_encodes_nothing_anew(audio, tmp_path, monkeypatch):
     data = manifest(audio, half=["soft" if clip % 6 < 3 else "loud" for clip in range(60)])
-    monkeypatch.setattr("auricle.evaluation.prepare.read_corpus", lambda corpus: data)
+    monkeypatch.setattr("auricle.evaluation.prepare.find_corpus", lambda corpus, root: data)
     tasks = [Task(name=name, target=name, kind="classes", corpus="made") for name in ("loud", "half")]
     encoder = Loudness()
     results = evaluate(encoder, tasks=tasks[:1], output=tmp_path / "one", device="cpu", progress=False)
@@ -382,6 +324,30 @@ def test_tables_mark_the_best_and_its_ties(audio, tmp_path):
     assert table(results, "markdown").startswith("| encoder | ")
     assert len(table(results, "csv").splitlines()) == 4
     assert json.loads(table(results, "json"))[0]["encoder"] == "good"
+
+
+def test_a_table_in_latex_has_equal_rows_and_no_bare_specials(audio, tmp_path):
+    run([Loudness("a_b"), Loudness("50%_#~c", hop=320)], manifest(audio), "loud", tmp_path / "out")
+    assert cli.main(["report", str(tmp_path / "out"), "--output", str(tmp_path / "scores.tex")]) == 0
+    text = (tmp_path / "scores.tex").read_text(encoding="utf-8")
+    body = text[text.index("\\toprule") : text.index("\\end{tabular}")]
+    rows = [line for line in body.splitlines() if line.endswith("\\\\")]
+    assert len(rows) == 5  # two of heads, two encoders, chance
+    assert {row.count(" & ") for row in rows} == {1}
+    assert text.startswith("\\begin{tabular}{lr}\n")
+    assert "a\\_b & 100.0 $\\pm$ 0.0$^=$" in text
+    assert "50\\%\\_\\#\\textasciitilde{}c & 100.0 $\\pm$ 0.0$^*$" in text
+    assert not re.search(r"(?<!\\)[%#_&](?! )", text)
+
+
+@pytest.mark.parametrize(
+    ("ending", "start"), [("md", "| encoder"), ("csv", "encoder,"), ("json", "["), ("txt", "encoder")]
+)
+def test_the_ending_of_a_report_makes_it_a_table(audio, tmp_path, ending, start):
+    run(Loudness(), manifest(audio), "loud", tmp_path / "out")
+    file = tmp_path / f"table.{ending}"
+    assert cli.main(["report", str(tmp_path / "out"), "--output", str(file)]) == 0
+    assert file.read_text(encoding="utf-8").startswith(start)
 
 
 def test_scores_of_other_clips_do_not_share_a_column(audio, tmp_path):

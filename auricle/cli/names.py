@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
+import yaml
 
 from auricle.cli.options import Args, parse
+from auricle.errors import ConfigError
+
+if TYPE_CHECKING:
+    from auricle.evaluation.tasks.task import Task
 
 
 @dataclasses.dataclass
 class List:
     """Names that other commands take."""
 
-    what: Annotated[Literal["presets", "recipes", "encoders", "tasks", "suites", "corpora"], tyro.conf.Positional]
+    what: Annotated[
+        Literal["presets", "recipes", "encoders", "tasks", "suites", "protocols", "corpora"], tyro.conf.Positional
+    ]
+    suite: str | None = None
+    """Of tasks: only those of this suite."""
     json: bool = False
     """Print as JSON."""
 
 
 def list_names(args: Args) -> None:
-    """Names that other commands take: `auricle list presets|recipes|encoders|tasks|suites|corpora`."""
+    """Names that other commands take: `auricle list presets|recipes|encoders|tasks|suites|protocols|corpora`."""
     options = parse(List, "list", args)
-    rows = {name: str(about) for name, about in _listing(options.what).items()}
+    rows = {name: str(about) for name, about in _listing(options.what, options.suite).items()}
     if options.json:
         print(json.dumps(rows))
         return
@@ -34,7 +43,9 @@ def list_names(args: Args) -> None:
         print(f"{name:{width}}  {about}")
 
 
-def _listing(what: str) -> Mapping[str, object]:
+def _listing(what: str, suite: str | None) -> Mapping[str, object]:
+    if suite is not None and what != "tasks":
+        raise ConfigError("--suite: chooses among tasks: auricle list tasks --suite NAME")
     if what == "presets":
         from auricle.methods import about, preset_names
 
@@ -47,13 +58,31 @@ def _listing(what: str) -> Mapping[str, object]:
         from auricle.encoders import ENCODER_FORMS
 
         return ENCODER_FORMS
+    if what == "protocols":
+        from auricle.evaluation.probes.protocols import PROTOCOLS
+
+        return PROTOCOLS
     if what == "corpora":
         from auricle.data.corpora import CORPORA
 
         return CORPORA
-    from auricle.evaluation.tasks import SUITES, TASKS
+    from auricle.evaluation.tasks import SUITES, TASKS, suite_tasks
 
-    return TASKS if what == "tasks" else {name: ", ".join(tasks) for name, tasks in SUITES.items()}
+    if what == "suites":
+        return {name: f"{', '.join(tasks)} ({_needs(suite_tasks(name), False)})" for name, tasks in SUITES.items()}
+    tasks = suite_tasks(suite) if suite else list(TASKS.values())
+    return {task.name: f"{task}; {_needs([task], True)}" for task in tasks}
+
+
+def _needs(tasks: Sequence[Task], places: bool) -> str:
+    """The corpora of some tasks, with their hours, and where to get them if `places`."""
+    from auricle.data.corpora import CORPORA
+
+    corpora = {task.corpus: CORPORA[task.corpus] for task in tasks}
+    return ", ".join(
+        f"{name} {corpus.hours:g} h{f' {corpus.url}' if places and corpus.url else ''}"
+        for name, corpus in corpora.items()
+    )
 
 
 @dataclasses.dataclass
@@ -91,6 +120,8 @@ class Prepare:
     """LibriSpeech: folder of TextGrid files (Montreal Forced Aligner), for columns phones and words."""
     cpc: Path | None = None
     """LibriSpeech: folder of the CPC split's lists and aligned phones, for columns phones and split."""
+    options: tuple[str, ...] = ()
+    """Other options of the corpus's reader, such as phones=61 (TIMIT) or mockingjay=true (LibriSpeech)."""
 
 
 def prepare(args: Args) -> None:
@@ -98,7 +129,14 @@ def prepare(args: Args) -> None:
     options = parse(Prepare, "prepare", args)
     from auricle.data.corpora import read_corpus
 
-    given = {name: getattr(options, name) for name in ("subsets", "alignments", "cpc") if getattr(options, name)}
+    given: dict[str, Any] = {
+        name: getattr(options, name) for name in ("subsets", "alignments", "cpc") if getattr(options, name)
+    }
+    for option in options.options:
+        name, equals, value = option.partition("=")
+        if not equals:
+            raise ConfigError(f"--options {option}: expected NAME=VALUE")
+        given[name] = yaml.safe_load(value)
     manifest = read_corpus(options.corpus, options.folder, **given)
     manifest.save(options.output)
     hours = manifest.durations.sum() / 3600

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import tyro
@@ -10,10 +14,38 @@ from auricle.errors import ConfigError
 
 Args = list[str]
 
+_only_parse = ContextVar("_only_parse", default=False)
+
+
+class _Parsed(Exception):
+    """Ends a verb once its options are known."""
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
 
 def parse(kind: type[Any], verb: str, args: Args) -> Any:
     """The options of `auricle VERB` as an object of this dataclass; ends the process on a mistake, and after --help."""
-    return tyro.cli(kind, prog=f"auricle {verb}", args=args)
+    options = tyro.cli(kind, prog=f"auricle {verb}", args=args)
+    if _only_parse.get():
+        raise _Parsed(options)
+    return options
+
+
+def parsed(verb: Callable[[Args], Any], args: Args) -> Any:
+    """What a verb parses its arguments to, without doing its work. Raises `ConfigError` for a mistake in them."""
+    token, said = _only_parse.set(True), io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            verb(list(args))
+    except _Parsed as done:
+        return done.options
+    except SystemExit:
+        words = (word for word in said.getvalue().split() if any(letter.isalnum() for letter in word))
+        raise ConfigError(" ".join(words)) from None
+    finally:
+        _only_parse.reset(token)
+    raise ConfigError(f"'{' '.join(args)}' explains, and does nothing")
 
 
 def take(args: Args, option: str) -> tuple[str | None, Args]:

@@ -12,6 +12,14 @@ import tyro
 from auricle.cli.options import Args, device, layers, parse
 
 Level = Literal["clip", "frames"]
+STYLES: dict[str, Literal["markdown", "latex", "csv", "json", "text"]] = {
+    ".md": "markdown",
+    ".tex": "latex",
+    ".csv": "csv",
+    ".json": "json",
+    ".txt": "text",
+}
+"""Of tables, by the ending of the file."""
 
 
 @dataclasses.dataclass
@@ -75,9 +83,13 @@ class Evaluate:
     encoders: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Run folders, fbank, untrained:RUN, s3prl:FILE, module:attribute, others (auricle list encoders); side by side."""
     suite: str | None = None
-    """A suite's name (auricle list suites)."""
+    """A suite's name (auricle list suites), or hear:DIR, a folder of HEAR's tasks as they are."""
     tasks: tuple[str, ...] = ()
     """Tasks' names (auricle list tasks)."""
+    corpora: Path | None = None
+    """Folder of the corpora that tasks need: each in a folder of its name, or NAME.parquet from auricle prepare."""
+    protocol: str | None = None
+    """How to probe, instead of each task's own way (auricle list protocols)."""
     data: tuple[Path, ...] = ()
     """Your own labelled recordings: manifests or folders."""
     target: str | None = None
@@ -92,6 +104,8 @@ class Evaluate:
     """Column whose values never straddle a split that is made (a speaker, say)."""
     unit: str | None = None
     """Column the interval resamples; clips unless set."""
+    speaker: str | None = None
+    """Column of the speakers, for protocols that normalise by speaker (noss)."""
     pool: Literal["mean", "meanstd"] = "mean"
     """How frames become a clip's vector."""
     heads: tuple[Literal["linear", "mlp"], ...] = ("linear",)
@@ -112,6 +126,8 @@ class Evaluate:
     """Results folder."""
     overwrite: Literal["always", "never", "only-missing"] = "only-missing"
     """What to do about results that are already there."""
+    cache: str = "auto"
+    """Folder of embeddings, by content and encoder: nothing is encoded twice. auto: .cache in the output; off: none."""
     device: str = "auto"
     """auto, cpu, cuda:0, ..."""
     json: bool = False
@@ -128,6 +144,8 @@ def evaluate(args: Args) -> None:
         options.encoders,
         tasks=options.tasks or None,
         suite=options.suite,
+        corpora=options.corpora,
+        protocol=options.protocol,
         data=options.data or None,
         target=options.target,
         level=options.level,
@@ -135,6 +153,7 @@ def evaluate(args: Args) -> None:
         split=options.split,
         group=options.group,
         unit=options.unit,
+        speaker=options.speaker,
         pool=options.pool,
         heads=options.heads,
         layers=layers(options.layers),
@@ -145,6 +164,7 @@ def evaluate(args: Args) -> None:
         center=options.center,
         output=options.output,
         overwrite=options.overwrite,
+        cache=None if options.cache == "off" else options.cache,
         device=device(options.device),
     )
     print(json.dumps([result.model_dump(mode="json") for result in results]) if options.json else table(results))
@@ -209,17 +229,25 @@ def export(args: Args) -> None:
 
 @dataclasses.dataclass
 class Report:
-    """One self-contained HTML page from run and results folders."""
+    """One self-contained HTML page from run and results folders; or a table of results alone."""
 
     folders: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Run folders and results folders."""
     output: Path = Path("report.html")
-    """Page to write."""
+    """Page to write; or a table, as Markdown (.md), LaTeX (.tex), CSV (.csv), JSON (.json) or text (.txt)."""
 
 
 def report(args: Args) -> None:
     """A page to look at and listen to: `auricle report runs/mj results/ --output report.html`."""
     options = parse(Report, "report", args)
+    if style := STYLES.get(options.output.suffix.lower()):
+        from auricle.embedding.store import write_atomic
+        from auricle.evaluation.results import read_results, table
+
+        text = table(read_results(options.folders), style) + "\n"
+        write_atomic(options.output, lambda file: file.write(text.encode()))
+        print(options.output)
+        return
     from auricle.report.build import build_report
 
     print(build_report(options.folders, options.output))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -16,9 +17,11 @@ from torch import Tensor
 from auricle.embedding.extract import grid_times
 from auricle.errors import EvaluationError
 from auricle.evaluation.embedder import ByLayer, Embedder
+from auricle.evaluation.events import EVENT_METRICS
 from auricle.evaluation.metrics import Outcomes
 from auricle.evaluation.prepare import UNLABELLED, Prepared
-from auricle.evaluation.probes.heads import Examples, Fitted, ProbeConfig, fit_heads
+from auricle.evaluation.probes.heads import Examples, Trial
+from auricle.evaluation.probes.protocols import Probe, Prober
 
 TRAIN_FRAMES, DEV_FRAMES = 30_000, 5_000
 """Most frames a probe is trained and chosen on: drawn at random from all labelled ones, the same for every encoder."""
@@ -35,8 +38,8 @@ class Heads(Protocol):
     def layers(self) -> tuple[int, ...]:
         """Indices of the layers `predict` reads."""
 
-    def predict(self, layers: ByLayer) -> Tensor:
-        """Probabilities (S, N, K) or values (S, N), on the CPU, from embeddings (N, D) by layer index."""
+    def predict(self, layers: ByLayer, groups: Tensor | None = None) -> Tensor:
+        """Probabilities (S, N, K) or values (S, N), on the CPU, from embeddings (N, D) by layer and speakers (N,)."""
 
     def view(self, layers: ByLayer) -> Tensor:
         """What the first seed's head sees of them, (N, D)."""
@@ -60,34 +63,71 @@ class Answers:
 class Fold:
     """One assignment's heads and answers."""
 
-    fitted: Fitted
+    fitted: Probe
     dev: Answers
     test: Answers
     skipped: int
+    others: list[tuple[Trial, Answers]]
+    """What every row of the grid answers on test, without probabilities of classes; none where it is not known."""
 
 
-def answer(embedder: Embedder, ready: Prepared, assignment: NDArray[np.str_], probe: ProbeConfig) -> Fold:
-    """Fit, choose and answer one assignment. Raises `EvaluationError` where none of a part's clips can be embedded."""
-    return (_answer_frames if ready.task.level == "frame" else _answer_clips)(embedder, ready, assignment, probe)
+def answer(embedder: Embedder, ready: Prepared, prober: Prober) -> list[Fold]:
+    """Fit, choose and answer every assignment. Raises `EvaluationError` where no clip of a part can be embedded."""
+    if ready.task.scored_by in EVENT_METRICS:
+        from auricle.evaluation.probes.events import answer_events  # which imports this module
 
-
-def _answer_clips(embedder: Embedder, ready: Prepared, assignment: NDArray[np.str_], probe: ProbeConfig) -> Fold:
+        return answer_events(embedder, ready, prober)
+    if ready.task.level == "frame":
+        return [_answer_frames(embedder, ready, assignment, prober) for assignment in ready.assignments]
     present, layers = embedder.clips(ready.manifest)
+    return [_answer_clips(embedder, ready, assignment, prober, present, layers) for assignment in ready.assignments]
+
+
+def _answer_clips(
+    embedder: Embedder,
+    ready: Prepared,
+    assignment: NDArray[np.str_],
+    prober: Prober,
+    present: NDArray[np.bool_],
+    layers: ByLayer,
+) -> Fold:
     place = np.cumsum(present) - 1  # of a clip in `layers`
 
     def examples(part: str) -> Examples:
         rows = np.flatnonzero((assignment == part) & present)
         _refuse_none(rows, part, embedder, ready)
         taken = torch.from_numpy(place[rows])
-        return Examples({layer: x[taken] for layer, x in layers.items()}, torch.from_numpy(ready.targets[rows]))
+        targets = torch.from_numpy(ready.targets[rows])
+        return Examples({layer: x[taken] for layer, x in layers.items()}, targets, _groups(ready, rows))
 
     train = examples("train")
     device = str(embedder.encoder.device)
     balanced = ready.task.scored_by == "balanced_accuracy"
-    fitted = fit_heads(ready.task.kind, train, examples("dev"), probe, balanced=balanced, device=device)
+    fitted = prober.fit(ready.task.kind, train, examples("dev"), balanced=balanced, device=device)
     targets = train.targets.numpy()
     dev, test = (clip_answers(embedder, ready, assignment, part, fitted, targets) for part in ("dev", "test"))
-    return Fold(fitted, dev, test, int((~present).sum()))
+    others = []
+    if tests := getattr(fitted, "tests", None):
+        heard = np.flatnonzero((assignment == "test") & present)
+        seen = {layer: x[torch.from_numpy(place[heard])] for layer, x in layers.items()}
+        found: Iterable[tuple[Trial, Tensor]] = tests(seen, _groups(ready, heard))
+        for trial, outputs in found:
+            answers = _complete(ready, test.rows, present[test.rows], outputs, targets)
+            others.append((trial, answers if ready.task.kind != "classes" else replace(answers, outputs=None)))
+    if ready.task.personal:  # every draw of every speaker counts alike, however many clips it tests
+        test = _shared(test)
+        others = [(trial, _shared(answers)) for trial, answers in others]
+    return Fold(fitted, dev, test, int((~present).sum()), others)
+
+
+def _groups(ready: Prepared, rows: NDArray[np.int64]) -> Tensor | None:
+    return None if ready.groups is None else torch.from_numpy(ready.groups[rows])
+
+
+def _shared(answers: Answers) -> Answers:
+    """The same answers, which count as one together."""
+    count = len(answers.rows)
+    return replace(answers, correct=answers.correct / count, total=answers.total / count)
 
 
 def clip_answers(
@@ -105,7 +145,15 @@ def clip_answers(
     rows = np.flatnonzero(assignment == part)
     present, layers = embedder.clips(ready.manifest.select(rows))
     _refuse_none(np.flatnonzero(present), part, embedder, ready)
-    heard = heads.predict({layer: layers[layer] for layer in heads.layers}).double().numpy()
+    heard = heads.predict({layer: layers[layer] for layer in heads.layers}, _groups(ready, rows[present]))
+    return _complete(ready, rows, present, heard, train)
+
+
+def _complete(
+    ready: Prepared, rows: NDArray[np.int64], present: NDArray[np.bool_], found: Tensor, train: NDArray[np.generic]
+) -> Answers:
+    """Predictions (S, n, K) of the clips that are present, and for the others the best constant answer."""
+    heard = found.double().numpy()
     outputs = np.empty((len(heard), len(rows), *heard.shape[2:]))
     outputs[:, present] = heard
     outputs[:, ~present] = _constant(ready, train, heard.shape[2:])
@@ -130,7 +178,7 @@ def _correct(ready: Prepared, outputs: NDArray[np.float64], targets: NDArray[Any
     return np.full(outputs.shape, np.nan)
 
 
-def _answer_frames(embedder: Embedder, ready: Prepared, assignment: NDArray[np.str_], probe: ProbeConfig) -> Fold:
+def _answer_frames(embedder: Embedder, ready: Prepared, assignment: NDArray[np.str_], prober: Prober) -> Fold:
     skipped: set[int] = set()
 
     def examples(part: str, most: int, known: NDArray[np.int64] | None = None) -> Examples:
@@ -145,13 +193,13 @@ def _answer_frames(embedder: Embedder, ready: Prepared, assignment: NDArray[np.s
     train = examples("train", TRAIN_FRAMES)
     known, counts = np.unique(train.targets.numpy(), return_counts=True)
     dev = examples("dev", DEV_FRAMES, known)
-    fitted = fit_heads("classes", train, dev, probe, device=str(embedder.encoder.device))
+    fitted = prober.fit("classes", train, dev, balanced=False, device=str(embedder.encoder.device))
     del train, dev
     commonest = int(known[counts.argmax()])
     dev_answers, test_answers = (
         frame_answers(embedder, ready, assignment, part, fitted, commonest, skipped) for part in ("dev", "test")
     )
-    return Fold(fitted, dev_answers, test_answers, len(skipped))
+    return Fold(fitted, dev_answers, test_answers, len(skipped), [])
 
 
 def frame_answers(

@@ -1,33 +1,49 @@
-"""An encoder's embeddings in memory, by layer: clips are encoded once for all tasks, frames chunk by chunk."""
+"""An encoder's embeddings in memory, by layer: clips are encoded once for all tasks, frames chunk by chunk.
+
+With a cache, what was encoded before is read, and what is encoded is kept, chunk by chunk.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from auricle.data.batching import Skip
 from auricle.data.manifest import Manifest
-from auricle.embedding.extract import encode_clips, encode_frames, encode_streams
+from auricle.embedding.extract import GRID_S, encode_clips, encode_frames, encode_streams, grid_times
 from auricle.encoders.base import Encoder, Pooling
 from auricle.errors import EvaluationError
+from auricle.evaluation.cache import FRAMES, Cache, Embedding
 
 log = logging.getLogger("auricle")
 
 ByLayer = dict[int, Tensor]
+
+CHUNK_S = 1800.0
+"""Seconds of audio after which what was encoded is kept."""
+CHUNK_BYTES = 2**28
+"""Bytes of frames after which it is."""
 
 
 class Embedder:
     """One encoder, with the clips it has embedded so far, by all its layers or some."""
 
     def __init__(
-        self, encoder: Encoder, pool: Pooling, batch_seconds: float, layers: Sequence[int] | None = None
+        self,
+        encoder: Encoder,
+        pool: Pooling,
+        batch_seconds: float,
+        layers: Sequence[int] | None = None,
+        cache: Cache | None = None,
     ) -> None:
-        self.encoder, self.pool, self.batch_seconds = encoder, pool, batch_seconds
+        self.encoder, self.pool, self.batch_seconds, self.cache = encoder, pool, batch_seconds, cache
         self.layers = list(range(len(encoder.dims)) if layers is None else layers)
         self.name = encoder.name or encoder.family
         self.seconds = 0.0
@@ -41,16 +57,8 @@ class Embedder:
         keys = list(zip(*columns, strict=True))
         new = [row for row, key in enumerate(keys) if key not in self._vectors]
         if new:
-            started = time.monotonic()
-            found = encode_clips(
-                self.encoder, manifest.select(new), layers=self.layers, pool=self.pool, batch_seconds=self.batch_seconds
-            )
-            self.seconds += time.monotonic() - started
-            self._vectors.update((keys[row], None) for row in new)
-            values = _by_layer(found.values)
-            for place, row in enumerate(found.rows):
-                self._vectors[keys[new[row]]] = [layer[place] for layer in values]
-            self._tell(found.skipped)
+            for row, clip in zip(new, self._clips(manifest.select(new)), strict=True):
+                self._vectors[keys[row]] = None if isinstance(clip, str) else clip
         vectors = [self._vectors[key] for key in keys]
         present = [vector for vector in vectors if vector is not None]
         layers = {
@@ -69,7 +77,7 @@ class Embedder:
             found, skipped = encode_streams(self.encoder, manifest.select(new), batch_seconds=self.batch_seconds)
             self.seconds += time.monotonic() - started
             self._streams.update((keys[row], found.get(place)) for place, row in enumerate(new))
-            self._tell(skipped)
+            self._tell([skip.reason for skip in skipped])
         streams = [self._streams[key] for key in keys]
         present = [stream for stream in streams if stream is not None]
         if not present:
@@ -79,22 +87,136 @@ class Embedder:
     def frames(
         self, manifest: Manifest, times: Sequence[NDArray[np.float64]], layers: Sequence[int] | None = None
     ) -> tuple[NDArray[np.int64], ByLayer]:
-        """Frames at `times` (seconds, an array a clip): the clip of each (n,), and frames by layer, (n, D) each.
+        """Frames at `times` of the 10 ms grid (s, an array a clip): the clip of each (n,), and by layer, (n, D) each.
 
         The frames of a clip that could not be embedded are left out; those of others stand in order.
         """
-        started = time.monotonic()
         chosen = self.layers if layers is None else list(layers)
+        if self.cache is not None:
+            return self._kept_frames(self.cache, manifest, times, chosen)
+        started = time.monotonic()
         found = encode_frames(self.encoder, manifest, layers=chosen, times=times, batch_seconds=self.batch_seconds)
         self.seconds += time.monotonic() - started
-        self._tell(found.skipped)
+        self._tell([skip.reason for skip in found.skipped])
         values = _by_layer(found.values)
         return found.clip, {layer: torch.from_numpy(value) for layer, value in zip(chosen, values, strict=True)}
 
-    def _tell(self, skipped: Sequence[object]) -> None:
-        if skipped:
-            reason = getattr(skipped[0], "reason", "")
-            log.warning("%s could not embed %d clips (the first: %s)", self.name, len(skipped), reason)
+    def _clips(self, manifest: Manifest) -> list[Embedding]:
+        """Vectors (D,) by layer, or why there are none, clip by clip."""
+        if self.cache is None:
+            found = self._encode_clips(manifest)
+        else:
+            what, keys = f"clip-{self.pool}", self.cache.keys(manifest)
+            known = self.cache.read(what, keys, self.layers)
+            late: dict[int, Embedding] = {}
+            missing = np.array([row for row, key in enumerate(keys) if key not in known], np.int64)
+            for part in _chunks(manifest.durations[missing] / CHUNK_S):
+                rows = missing[part]
+                late.update(zip(rows.tolist(), self._encode_clips(manifest.select(rows)), strict=True))
+                self.cache.write(what, self.layers, {key: late[row] for row in rows.tolist() if (key := keys[row])})
+            found = [known[key] if key in known else late[row] for row, key in enumerate(keys)]
+        self._tell([reason for reason in found if isinstance(reason, str)])
+        return found
+
+    def _encode_clips(self, manifest: Manifest) -> list[Embedding]:
+        started = time.monotonic()
+        found = encode_clips(
+            self.encoder, manifest, layers=self.layers, pool=self.pool, batch_seconds=self.batch_seconds
+        )
+        self.seconds += time.monotonic() - started
+        values = _by_layer(found.values)
+        present = {row: [value[place] for value in values] for place, row in enumerate(found.rows.tolist())}
+        return _or_reasons(manifest, present, found.skipped)
+
+    def _kept_frames(
+        self, cache: Cache, manifest: Manifest, times: Sequence[NDArray[np.float64]], chosen: Sequence[int]
+    ) -> tuple[NDArray[np.int64], ByLayer]:
+        """As `frames`. Clips are kept whole, for other points; where that is too much, the points asked for."""
+        points: Sequence[NDArray[np.float64]] = [grid_times(duration) for duration in manifest.durations]
+        keys, size = cache.keys(manifest), 4 * sum(self.encoder.dims[layer] for layer in self.layers)
+        whole = size * sum(map(len, points)) <= FRAMES
+        if not whole:
+            digests = [hashlib.sha256(point.tobytes()).hexdigest() for point in times]
+            points, keys = times, [key and f"{key}#{digest}" for key, digest in zip(keys, digests, strict=True)]
+        present: list[int] = []
+        frames: dict[int, list[NDArray[np.float32]]] = {
+            layer: [np.empty((0, self.encoder.dims[layer]), np.float32)] for layer in chosen
+        }
+        held = np.array([size * len(point) for point in points]) / CHUNK_BYTES
+        reasons = []
+        for rows in _chunks(np.maximum(held, manifest.durations / CHUNK_S)):
+            some = [points[row] for row in rows]
+            clips = self._read_or_encode(cache, manifest.select(rows), [keys[row] for row in rows], some, chosen, size)
+            for row, clip in zip(rows.tolist(), clips, strict=True):
+                if isinstance(clip, str):
+                    reasons.append(clip)
+                    continue
+                present.append(row)
+                taken = np.rint(times[row] / GRID_S - 0.5).astype(int) if whole else slice(None)
+                for layer, values in zip(chosen, clip, strict=True):
+                    frames[layer].append(values.reshape(-1, self.encoder.dims[layer])[taken])
+        self._tell(reasons)
+        clip_of = np.repeat(np.array(present, np.int64), [len(times[row]) for row in present])
+        return clip_of, {layer: torch.from_numpy(np.concatenate(parts)) for layer, parts in frames.items()}
+
+    def _read_or_encode(
+        self,
+        cache: Cache,
+        manifest: Manifest,
+        keys: list[str | None],
+        points: list[NDArray[np.float64]],
+        chosen: Sequence[int],
+        size: int,
+    ) -> list[Embedding]:
+        """Frames (T, D) by chosen layer, or why there are none, clip by clip; all layers are kept if there is room."""
+        known = cache.read("frames", keys, chosen)
+        missing = [row for row, key in enumerate(keys) if key not in known]
+        if not missing:
+            return [known[key] for key in keys if key]
+        kept = size * sum(len(points[row]) for row in missing) <= cache.room()
+        layers = self.layers if kept and set(chosen) <= set(self.layers) else list(chosen)
+        some, times = manifest.select(missing), [points[row] for row in missing]
+        started = time.monotonic()
+        found = encode_frames(self.encoder, some, layers=layers, times=times, batch_seconds=self.batch_seconds)
+        self.seconds += time.monotonic() - started
+        ends = np.searchsorted(found.clip, np.arange(len(missing) + 1))
+        values, skipped = _by_layer(found.values), {skip.clip_id for skip in found.skipped}
+        present: dict[int, list[NDArray[np.float32]]] = {
+            row: [value[ends[row] : ends[row + 1]] for value in values]
+            for row, clip_id in enumerate(some.column("clip_id"))
+            if clip_id not in skipped
+        }
+        clips = _or_reasons(some, present, found.skipped)
+        if kept:
+            cache.write(
+                "frames", layers, {key: clip for row, clip in zip(missing, clips, strict=True) if (key := keys[row])}
+            )
+        wanted = [layers.index(layer) for layer in chosen]
+        late = {
+            row: clip if isinstance(clip, str) else [clip[place] for place in wanted]
+            for row, clip in zip(missing, clips, strict=True)
+        }
+        return [late[row] if row in late else known[str(key)] for row, key in enumerate(keys)]
+
+    def _tell(self, reasons: Sequence[str]) -> None:
+        if reasons:
+            log.warning("%s could not embed %d clips (the first: %s)", self.name, len(reasons), reasons[0])
+
+
+def _or_reasons(
+    manifest: Manifest, present: Mapping[int, list[NDArray[np.float32]]], skipped: Sequence[Skip]
+) -> list[Embedding]:
+    """Clips in order, those that are not present as the reason why."""
+    reasons = {skip.clip_id: skip.reason for skip in skipped}
+    return [
+        present[row] if row in present else reasons[clip_id] for row, clip_id in enumerate(manifest.column("clip_id"))
+    ]
+
+
+def _chunks(costs: NDArray[np.float64]) -> Iterator[NDArray[np.int64]]:
+    """Runs of rows whose costs add up to about 1."""
+    number = np.floor(np.cumsum(costs))
+    yield from (rows for rows in np.split(np.arange(len(costs)), np.flatnonzero(np.diff(number)) + 1) if len(rows))
 
 
 def _by_layer(values: NDArray[np.float32] | list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:

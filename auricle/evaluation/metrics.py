@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from auricle.errors import EvaluationError, unknown
+from auricle.evaluation.events import EVENT_ERRORS, EVENT_METRICS
 from auricle.evaluation.verification.metrics import MEASURES, trial_scorer
 
 Kind = Literal["classes", "labels", "values"]
@@ -30,10 +31,11 @@ METRICS: dict[str, Kind] = {
     "roc_auc": "labels",
     "r2": "values",
     "mae": "values",
+    **dict.fromkeys(EVENT_METRICS, "classes"),
 }
 """Name → what it scores. `map` and `roc_auc` are means over labels, `balanced_accuracy` over classes."""
 
-LOWER_IS_BETTER = frozenset({"error_rate", "mae", *MEASURES})
+LOWER_IS_BETTER = frozenset({"error_rate", "per", "mae", *MEASURES, *EVENT_ERRORS})
 DEFAULTS: dict[Kind, str] = {"classes": "accuracy", "labels": "map", "values": "r2"}
 """The metric of a task that names none."""
 
@@ -83,7 +85,7 @@ def scorer(metric: str, outcomes: Outcomes) -> Score:
     if metric in MEASURES:
         assert outcomes.outputs is not None and outcomes.other is not None  # noqa: PT018
         return trial_scorer(metric, outcomes.outputs[0], outcomes.target, outcomes.unit, outcomes.other)
-    if metric not in METRICS:
+    if metric not in METRICS and metric != "per":
         raise EvaluationError(unknown("metric", metric, METRICS))
     if metric in ("map", "roc_auc"):
         return _ranking(_average_precision if metric == "map" else _roc_auc, outcomes)
@@ -92,7 +94,7 @@ def scorer(metric: str, outcomes: Outcomes) -> Score:
     if metric in ("r2", "mae"):
         return _regression(metric, outcomes)
     sums = _sum_by_unit(np.stack([outcomes.correct, outcomes.total], 1), outcomes)
-    if metric == "error_rate":
+    if metric in ("error_rate", "per"):  # of phones, right ones are those of the reference less the edits
         sums[:, 0] = sums[:, 1] - sums[:, 0]
 
     def score(weights: Array) -> Array:
@@ -132,6 +134,10 @@ def chance(metric: str, target: NDArray[np.generic], weight: Array | None = None
         counts = np.bincount(target.astype(np.int64), weights=weight)
         majority = float(counts.max() / counts.sum())
         return majority if metric == "accuracy" else 1 - majority
+    if metric == "per":  # no phone at all
+        return 1.0
+    if metric in EVENT_METRICS:  # no event at all
+        return 1.0 if metric in EVENT_ERRORS else 0.0
     if metric == "balanced_accuracy":
         return 1 / len(np.unique(target))
     if metric == "map":

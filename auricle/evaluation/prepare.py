@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from auricle.data.corpora import read_corpus
+from auricle.data.corpora import find_corpus
 from auricle.data.manifest import Manifest
-from auricle.data.splits import Splits, folds, split
+from auricle.data.splits import Splits, folds, is_split, personal, split
 from auricle.embedding.extract import grid_times
 from auricle.errors import EvaluationError, ManifestError, unknown
 from auricle.evaluation.metrics import METRICS
@@ -43,22 +45,39 @@ class Prepared:
     """(N,) of train, dev, test (or anything else: unused), one a fold."""
     rule: str
     split_hash: str
+    groups: NDArray[np.int64] | None = None
+    """(N,) codes of the speakers, where the task names their column."""
+    home: str = ""
+    """Folder that holds all of the task's corpus; empty for a person's own data."""
 
 
-def prepare(task: Task, manifest: Manifest | None = None, fold: int | None = None) -> Prepared:
+def read_task(task: Task, corpora: Path | str | None = None) -> Manifest:
+    """All clips of a task's corpus, which lies in the folder `corpora`. Raises `ManifestError`."""
+    if not task.corpus:
+        raise EvaluationError(f"task {task.name}: names no corpus; give its recordings as data")
+    return find_corpus(task.corpus, corpora, **task.options)
+
+
+def prepare(
+    task: Task, manifest: Manifest | None = None, fold: int | None = None, corpora: Path | str | None = None
+) -> Prepared:
     """Read a task's recordings (or take `manifest`), and check that its target can be learned and scored.
 
     Of a task of folds only number `fold` is tested on, if given; a task of one split has no other than 0.
     Raises `ManifestError` for columns that are not there, `EvaluationError` where there is nothing to learn: one class,
     a class of dev or test that train lacks, an empty split.
     """
-    manifest = read_corpus(task.corpus) if manifest is None else manifest
-    for column in (task.target, *task.where, task.unit, task.group):
+    manifest = read_task(task, corpora) if manifest is None else manifest
+    for column in (task.target, *task.where, task.unit, task.group, task.column, task.speaker):
         if column is not None and column not in manifest.table.column_names:
             raise ManifestError(unknown("column", column, manifest.labels))
-    keep = np.array([_known(value) for value in manifest.column(task.target)])
     for column, wanted in task.where.items():
-        keep &= np.array([str(value) == wanted for value in manifest.column(column)])
+        manifest = manifest.select(np.array([str(value) == wanted for value in manifest.column(column)], bool))
+    home = os.path.commonpath(map(os.path.dirname, manifest.column("path"))) if task.corpus and len(manifest) else ""
+    keep = np.ones(len(manifest), bool)
+    for needed in (task.target, task.column, task.speaker if task.personal else None):
+        if needed is not None:
+            keep &= np.array([_known(value) for value in manifest.column(needed)], bool)
     manifest = manifest.select(keep)
     if not len(manifest):
         raise EvaluationError(f"task {task.name}: no clip has a value in column '{task.target}'")
@@ -66,27 +85,65 @@ def prepare(task: Task, manifest: Manifest | None = None, fold: int | None = Non
         raise EvaluationError(f"task {task.name}: metric {task.scored_by} cannot score {task.kind}")
     if task.kind == "labels":
         manifest = manifest.with_column(task.target, [sorted(_labels(value)) for value in manifest.column(task.target)])
-    made = _splits(task, manifest)
+    made = [_fewer(task, manifest, part) for part in _splits(task, manifest)]
     if fold is not None and fold >= len(made):
         raise EvaluationError(f"task {task.name}: has folds 0 to {len(made) - 1}, and no fold {fold}")
     made = made if fold is None else made[fold : fold + 1]
-    assignments = [part.assignment for part in made]
+    used = np.any([np.isin(part.assignment, ("train", "dev", "test")) for part in made], axis=0)
+    manifest, assignments = manifest.select(used), [part.assignment[used] for part in made]
     rule = made[0].rule if len(made) == 1 else f"{len(made)} folds, each tested on once: {made[0].rule}, and so on"
     split_hash = made[0].hash if len(made) == 1 else _hash(part.hash for part in made)
     classes, targets, texts = _targets(task, manifest, assignments)
-    unit = task.unit or task.group
+    unit = task.speaker if task.personal else task.unit or task.group
     units = [str(value) for value in manifest.column(unit or "clip_id")]
+    groups = None
+    if task.speaker is not None:
+        speakers = [str(value) for value in manifest.column(task.speaker)]
+        groups = np.asarray(np.unique(speakers, return_inverse=True)[1], np.int64)
     for assignment in assignments:
         _check(task, assignment, classes, targets)
-    return Prepared(task, manifest, classes, targets, texts, units, unit or "clip", assignments, rule, split_hash)
+    return Prepared(
+        task, manifest, classes, targets, texts, units, unit or "clip", assignments, rule, split_hash, groups, home
+    )
 
 
 def _splits(task: Task, manifest: Manifest) -> list[Splits]:
-    columns = manifest.table.column_names
+    if task.personal:
+        if task.speaker is None or task.kind != "classes" or task.level == "frame":
+            raise EvaluationError(
+                f"task {task.name}: one speaker at a time needs the speakers' column, and classes of clips"
+            )
+        return personal(manifest, task.target, task.speaker, task.seed)
+    columns, column = manifest.table.column_names, task.column
     target = None if task.level == "frame" else task.target
-    if task.split == "folds" or (task.split == "auto" and "fold" in columns and "split" not in columns):
-        return folds(manifest, target, task.group, seed=task.seed, kind=task.kind)
-    return [split(manifest, target, task.group, task.seed, kind=task.kind)]
+    in_folds = "fold" in columns and "split" not in columns if column is None else not is_split(manifest, column)
+    if task.split == "folds" or (task.split == "auto" and in_folds):
+        return folds(manifest, target, task.group, column, seed=task.seed, kind=task.kind)
+    return [split(manifest, target, task.group, task.seed, column=column or "split", kind=task.kind)]
+
+
+def _fewer(task: Task, manifest: Manifest, splits: Splits) -> Splits:
+    """With the task's share of train, every class in it; the clips of a smaller share are among those of a larger."""
+    if task.labels == 1:
+        return splits
+    rows = np.random.default_rng(task.seed).permutation(splits.rows("train"))
+    values, first = manifest.column(task.target), dict[str, int]()
+    if task.kind != "values" and not is_intervals(manifest.table.schema.field(task.target).type):
+        for row in rows.tolist():
+            for label in _labels(values[row]) if task.kind == "labels" else (str(values[row]),):
+                first.setdefault(label, row)
+    needed = dict.fromkeys(first.values())
+    count = max(1, len(needed), round(task.labels * len(rows)))
+    drawn, clip_ids = list(dict.fromkeys([*needed, *rows.tolist()])), manifest.column("clip_id")
+    assignment = splits.assignment.astype(object)
+    assignment[drawn[count:]] = "unused"
+    rule = f"{splits.rule}; {count} of the {len(rows)} train clips ({100 * task.labels:g} %), seed {task.seed}"
+    return replace(
+        splits,
+        assignment=assignment.astype(str),
+        rule=rule,
+        hash=_hash([splits.hash, *sorted(clip_ids[row] for row in drawn[:count])]),
+    )
 
 
 def _hash(texts: Iterable[str]) -> str:
@@ -103,11 +160,14 @@ def _targets(
     """Names of the classes, targets as in `Prepared`, and texts."""
     values = manifest.column(task.target)
     if task.level == "frame":
-        if not is_intervals(manifest.table.schema.field(task.target).type):
-            raise EvaluationError(f"task {task.name}: column '{task.target}' holds no intervals (start, end, label)")
+        frames = np.empty(len(values), object)
+        if not is_intervals(manifest.table.schema.field(task.target).type):  # the clip's class, at every point
+            classes = sorted({str(value) for value in values})
+            for row, (value, duration) in enumerate(zip(values, manifest.durations, strict=True)):
+                frames[row] = np.full(len(grid_times(float(duration))), classes.index(str(value)))
+            return classes, frames, []
         classes = sorted({str(interval["label"]) for clip in values for interval in clip})
         code = {name: index for index, name in enumerate(classes)}
-        frames = np.empty(len(values), object)
         for row, (clip, duration) in enumerate(zip(values, manifest.durations, strict=True)):
             frames[row] = frame_labels(clip, float(duration), code)
         return classes, frames, []

@@ -25,17 +25,20 @@ from auricle.errors import ConfigError, EvaluationError
 from auricle.evaluation.metrics import LOWER_IS_BETTER, Kind, Outcomes, paired_bootstrap, scorer
 
 FORMAT = 1
-Style = Literal["text", "markdown", "csv", "json"]
+Style = Literal["text", "markdown", "latex", "csv", "json"]
 
 
 class Choice(Config):
     """One row of the grid of heads, with its mean dev score over seeds (None: it diverged, or there was no choice)."""
 
-    head: Literal["linear", "mlp", "cosine"]
+    head: str
+    """`linear`, `mlp`, `cosine`, or the name of an estimator."""
     layer: int | Literal["sum"]
     lr: float | None
     """None where nothing is trained."""
     dev: float | None
+    detail: str = ""
+    """What else tells it from other rows."""
 
 
 class Measure(Config):
@@ -61,6 +64,8 @@ class Result(Config):
     """The name it was loaded by."""
     fingerprint: str
     """Of weights and front end."""
+    supervision: str = ""
+    """What told the encoder's training who talks (`none`, `speaker`, ...); empty where that is not stated."""
     task: str
     protocol: str
     version: int
@@ -79,7 +84,8 @@ class Result(Config):
     """Lower end of the 95 % bootstrap interval over units."""
     high: float
     further: dict[str, Measure] = Field(default_factory=dict)
-    """What else is told of trials: detection costs, and equal error rates of other ways to use the same encoder."""
+    """`oracle`: the best row of the grid on test, which is no fair score. Of trials: detection costs, and equal error
+    rates of other ways to use the same encoder."""
     seeds: list[float]
     """Test score of each seed."""
     dev: float | None
@@ -106,6 +112,8 @@ class Result(Config):
     """Clips the encoder could not embed; on test they get the constant answer that is best on train."""
     transductive: bool
     """Whether test clips were among the recordings the encoder was pre-trained on."""
+    leaks: Literal["", "corpus", "test"] = ""
+    """What the encoder's own pre-training run is known to have heard: test clips, or others of the task's corpus."""
     seconds_encode: float
     seconds_probe: float
     settings: str
@@ -215,7 +223,7 @@ def read_results(folders: Path | str | Iterable[Path | str]) -> list[Result]:
 
 
 def table(results: Sequence[Result], style: Style = "text") -> str:
-    """Encoders × tasks as text or Markdown; a row per result as CSV or JSON.
+    """Encoders × tasks as text, Markdown or LaTeX (with booktabs); a row per result as CSV or JSON.
 
     Cells are score ± half the 95 % interval; the best of a column is marked `*`, and what a paired bootstrap over the
     same test units cannot tell from it `=`. Scores on other clips stand in a column of their own.
@@ -232,7 +240,8 @@ def table(results: Sequence[Result], style: Style = "text") -> str:
     heads, metrics = [], []
     for key, column in columns.items():
         first = column[0]
-        heads.append(first.task)
+        several = any(other.task == first.task and other.protocol != first.protocol for other in results)
+        heads.append(f"{first.task}@{first.protocol}" if several else first.task)
         metrics.append(first.metric.replace("_", " ") + (" %" if first.kind != "values" else ""))
         for result, mark in zip(column, _marks(column), strict=True):
             half = (result.high - result.low) / 2
@@ -240,13 +249,31 @@ def table(results: Sequence[Result], style: Style = "text") -> str:
     rows = [["encoder", *heads], ["", *metrics]]
     for name in names:
         shown = name[0] if sum(other[0] == name[0] for other in names) == 1 else f"{name[0]} ({name[1][:6]})"
+        if supervision := next(result.supervision for result in results if _key(result) == name):
+            shown += f" [supervision: {supervision}]"
         rows.append([shown, *(cells[name].get(key, "-") for key in columns)])
     rows.append(["chance", *(_number(column[0], column[0].chance) for column in columns.values())])
     notes = ["* best; = not told from the best by a paired bootstrap (95 %)"]
     if any(result.transductive for result in results):
         notes.append("† test clips were among those the encoder was pre-trained on")
-    trials = [result for result in results if result.level == "trial"]
-    return _layout(rows, style) + "\n" + "\n".join(notes) + (f"\n\n{_trial_table(trials, style)}" if trials else "")
+    if any(result.leaks == "corpus" for result in results):
+        notes.append("‡ other clips of the corpus were")
+    tables = [_layout(rows, style) + "\n" + "\n".join(_note(note, style) for note in notes)]
+    if any("oracle" in result.further for result in results):
+        tables.append(_oracle_table(results, style))
+    if trials := [result for result in results if result.level == "trial"]:
+        tables.append(_trial_table(trials, style))
+    return "\n\n".join(tables)
+
+
+def _oracle_table(results: Sequence[Result], style: Style) -> str:
+    """Beside the fair scores what some papers report: the best row of the grid on test."""
+    rows = [["oracle", "encoder", "score", "chosen on test"], ["", "", "", "(no fair score)"]]
+    for result in results:
+        if oracle := result.further.get("oracle"):
+            values = (_number(result, value) for value in (result.score, oracle.value))
+            rows.append([result.task, result.encoder, *values])
+    return _layout(rows, style)
 
 
 FURTHER = {
@@ -298,7 +325,7 @@ def _marks(column: Sequence[Result]) -> list[str]:
             a, b = scorer(best.metric, outcomes), scorer(best.metric, result.outcomes())
             if not paired_bootstrap(a, b, outcomes.units, lower_is_better=lower).significant:
                 mark = "="
-        marks.append(mark + ("†" if result.transductive else ""))
+        marks.append(mark + ("†" if result.transductive else "‡" if result.leaks == "corpus" else ""))
     return marks
 
 
@@ -306,7 +333,24 @@ def _number(result: Result, value: float) -> str:
     return f"{value:.3g}" if result.kind == "values" else f"{100 * value:.1f}"
 
 
+LATEX = str.maketrans(
+    {letter: f"\\{letter}" for letter in "%&#_${}"}
+    | {"±": r"$\pm$", "†": r"$^\dagger$", "‡": r"$^\ddagger$", "²": "$^2$", "=": "$^=$", "*": "$^*$"}
+    | {"~": r"\textasciitilde{}", "\\": r"\textbackslash{}", "^": r"\textasciicircum{}"}
+)
+"""What letters of a table are in LaTeX."""
+
+
+def _note(note: str, style: Style) -> str:
+    return rf"\par{{\footnotesize {note.translate(LATEX)}}}" if style == "latex" else note
+
+
 def _layout(rows: list[list[str]], style: Style) -> str:
+    if style == "latex":
+        body = [" & ".join(cell.strip().translate(LATEX) for cell in row) + r" \\" for row in rows]
+        columns = "l" + "r" * (len(rows[0]) - 1)
+        begin, end = rf"\begin{{tabular}}{{{columns}}}", r"\end{tabular}"
+        return "\n".join([begin, r"\toprule", *body[:2], r"\midrule", *body[2:], r"\bottomrule", end])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
     if style == "markdown":
@@ -317,22 +361,13 @@ def _layout(rows: list[list[str]], style: Style) -> str:
 
 
 def _csv(results: Sequence[Result]) -> str:
-    columns = [
-        "encoder",
-        "fingerprint",
-        "task",
-        "protocol",
-        "version",
-        "metric",
-        "score",
-        "low",
-        "high",
-        "dev",
-        "chance",
-    ]
-    columns += ["unit", "units", "n_train", "n_dev", "n_test", "skipped", "split", "split_hash", "transductive"]
+    columns = ["encoder", "fingerprint", "task", "protocol", "version", "metric", "score", "low", "high", "dev"]
+    columns += ["chance", "unit", "units", "n_train", "n_dev", "n_test", "skipped", "split", "split_hash"]
+    columns += ["transductive", "leaks", "supervision"]
     text = io.StringIO()
     writer: Any = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([getattr(result, column) for column in columns] for result in results)
+    writer.writerow([*columns, "oracle"])
+    for result in results:
+        oracle = result.further["oracle"].value if "oracle" in result.further else None
+        writer.writerow([*(getattr(result, column) for column in columns), oracle])
     return text.getvalue().rstrip("\n")

@@ -6,11 +6,12 @@ import hashlib
 import json
 import logging
 import math
+import os
 import platform
 import re
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,18 +26,23 @@ from auricle.data.manifest import Manifest, Sources
 from auricle.encoders.base import WORDS, Encoder, Pooling, choose_layers
 from auricle.encoders.checkpoint import load
 from auricle.errors import EvaluationError
-from auricle.evaluation.answers import Answers, answer, outcomes, table, with_map
+from auricle.evaluation.answers import Answers, Fold, answer, outcomes, table, with_map
+from auricle.evaluation.cache import Cache
 from auricle.evaluation.embedder import Embedder
-from auricle.evaluation.metrics import bootstrap, chance, scorer
-from auricle.evaluation.prepare import UNLABELLED, Prepared, prepare
+from auricle.evaluation.metrics import LOWER_IS_BETTER, bootstrap, chance, scorer
+from auricle.evaluation.prepare import UNLABELLED, Prepared, prepare, read_task
 from auricle.evaluation.probes.heads import Head, Layer, ProbeConfig, Trial
-from auricle.evaluation.results import Choice, Result, read_result, result_path, write_result
+from auricle.evaluation.probes.protocols import prober
+from auricle.evaluation.results import Choice, Measure, Result, read_result, result_path, write_result
 from auricle.evaluation.tasks import Task, suite_tasks, task
 from auricle.evaluation.tasks.custom import custom_task
+from auricle.evaluation.tasks.hear import hear_tasks
 
 log = logging.getLogger("auricle")
 
 Overwrite = Literal["always", "never", "only-missing"]
+TOLD = frozenset({"measures", "licence", "citation", "leaks"})
+"""What a task tells people, and no score depends on."""
 
 
 def evaluate(
@@ -44,6 +50,8 @@ def evaluate(
     *,
     tasks: Sequence[str | Task] | None = None,
     suite: str | None = None,
+    corpora: Path | str | None = None,
+    protocol: str | None = None,
     data: Sources | None = None,
     target: str | None = None,
     level: Literal["clip", "frame"] | None = None,
@@ -51,6 +59,7 @@ def evaluate(
     split: Literal["auto", "split", "folds"] = "auto",
     group: str | None = None,
     unit: str | None = None,
+    speaker: str | None = None,
     split_seed: int = 0,
     pool: Pooling = "mean",
     heads: Sequence[Head] = ("linear",),
@@ -63,18 +72,25 @@ def evaluate(
     seeds: Sequence[int] = (0, 1, 2),
     output: Path | str = "results",
     overwrite: Overwrite = "only-missing",
+    cache: Path | str | None = "auto",
     device: torch.device | str = "auto",
     batch_seconds: float = 120.0,
     progress: bool = True,
 ) -> list[Result]:
     """Probe frozen encoders (or names for `load`) on tasks, a suite, or column `target` of your own `data`.
 
+    The corpora of tasks lie in the folder `corpora`, each in a folder of its name (`auricle list corpora`), or as the
+    Parquet manifest of that name that `auricle prepare` wrote. `suite` is also `hear:DIR`, a folder of HEAR's tasks as
+    they are. `protocol` is used instead of each task's own (see `auricle.evaluation.probes.protocols`).
+
     `data` is what `Manifest.open` takes; level, kind and metric follow from the column unless set (see `custom_task`),
     the split from its columns `split` or `fold`, else from a rule that keeps the values of `group` together (see
-    `auricle.data.splits`; `split="folds"` tests every clip once). `unit` names
-    the column the interval resamples. Heads, layers, `lrs` and `seeds` make the grid of `ProbeConfig`, `layers` being
-    also the name of one of the encoders' outputs; the choice is made on dev, and test is scored once, with every seed
-    of the choice.
+    `auricle.data.splits`; `split="folds"` tests every clip once). `unit` names the column the interval resamples,
+    `speaker` that of the speakers, for protocols that normalise by them.
+
+    Heads, layers, `lrs` and `seeds` make the grid of `ProbeConfig`, `layers` being also the name of one of the
+    encoders' outputs; the choice is made on dev, and test is scored once, with every seed of the choice. Protocols
+    other than `auricle` have heads and learning rates of their own.
 
     The suite `verification` asks of pairs of recordings whether they hold the same speaker: of the bundled ones, or of
     `data`, whose column `target` (default `speaker`) names speakers. Its trials are drawn by `split_seed`,
@@ -83,7 +99,9 @@ def evaluate(
     and `center` do.
 
     Results that are there and were made with the same options are returned as they are unless `overwrite="always"`;
-    those made with others are replaced, or with `"never"` refused. Raises `AuricleError`s, one line each.
+    those made with others are replaced, or with `"never"` refused. Embeddings are kept in the folder `cache` (`.cache`
+    in `output`; None: not at all) by the content of the audio and the encoder's fingerprint, so that another task, head
+    or seed, or a second start, encodes nothing twice. Raises `AuricleError`s, one line each.
     """
     names = [encoders] if isinstance(encoders, str | Path | Encoder) else list(encoders)
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
@@ -91,7 +109,8 @@ def evaluate(
     tried = "all" if named else layers if isinstance(layers, str) else tuple(layers)
     probe = ProbeConfig.parse({"heads": tuple(heads), "layers": tried, "lrs": tuple(lrs), "seeds": tuple(seeds)})
     chosen = [name if isinstance(name, Task) else task(name) for name in tasks or ()]
-    chosen += suite_tasks(suite) if suite else []
+    own = hear_tasks(suite.removeprefix("hear:")) if suite and suite.startswith("hear:") else []
+    chosen += suite_tasks(suite) if suite and not own else []
     if verifications := [record for record in chosen if record.scored_by == "eer"]:
         from auricle.evaluation.verification.run import verify  # which writes results as this module does
 
@@ -106,36 +125,91 @@ def evaluate(
         )  # fmt: skip
     if trials is not None:
         raise EvaluationError("trials: a list of pairs of recordings needs the task verification-clean")
+    if speech := [record for record in chosen if record.scored_by == "per"]:
+        from auricle.evaluation.recognition.ctc import CtcConfig
+        from auricle.evaluation.recognition.run import recognise
+        from auricle.evaluation.recognition.setup import prepare_speech
+
+        if level or metric or protocol not in (None, speech[0].protocol) or (data is not None and len(chosen) > 1):
+            raise EvaluationError(
+                f"task {speech[0].name}: knows no level, metric or other protocol; give data to it alone"
+            )
+        others = [record for record in chosen if record not in speech]
+        phones = [
+            prepare_speech(record, data, target, corpora=corpora, group=group, unit=unit, seed=split_seed)
+            for record in speech
+        ]
+        told = evaluate(
+            names, tasks=others, corpora=corpora, pool=pool, heads=heads, layers=layers, lrs=lrs, seeds=seeds,
+            output=output, overwrite=overwrite, cache=cache, device=place, batch_seconds=batch_seconds,
+            progress=progress,
+        ) if others else []  # fmt: skip
+        return told + recognise(
+            names, phones, CtcConfig(seeds=tuple(seeds)), layers=layers, output=output, overwrite=overwrite,
+            cache=cache, device=place, batch_seconds=batch_seconds, progress=progress,
+        )  # fmt: skip
     if data is None:
-        if not chosen or target is not None:
+        if not (chosen or own) or target is not None:
             raise EvaluationError("nothing to evaluate: give tasks, a suite, or data with the target column")
-        prepared = [prepare(record) for record in chosen]
+        prepared = _prepared([_under(protocol, record) for record in chosen], corpora)
+        prepared += [prepare(_under(protocol, record), clips) for record, clips in own]
     elif target is None or tasks or suite:
         raise EvaluationError("data needs a target, the column to predict, and neither tasks nor a suite")
     else:
         manifest = Manifest.open(data)
         record = custom_task(
             manifest, target, name=task_name(data, target), level=level, metric=metric, split=split, group=group,
-            unit=unit, seed=split_seed,
+            unit=unit, speaker=speaker, seed=split_seed,
         )  # fmt: skip
-        prepared = [prepare(record, manifest)]
+        prepared = [prepare(_under(protocol, record), manifest)]
     for ready in prepared:
+        prober(ready.task.protocol, probe)  # a mistake here is told before anything is encoded
+        if ready.task.protocol != "auricle" and (tuple(heads), tuple(lrs)) != (ProbeConfig().heads, ProbeConfig().lrs):
+            raise EvaluationError(
+                f"protocol {ready.task.protocol} has heads and learning rates of its own: leave them out"
+            )
         log.info("%s: %d clips, split %s (%s)", ready.task.name, len(ready.manifest), ready.rule, ready.split_hash)
     results = []
     with tqdm(total=len(names) * len(prepared), unit="score", desc="evaluate", disable=not progress) as bar:
         for name in names:
             encoder = name.to(place) if isinstance(name, Encoder) else load(name, place)
-            embedder = Embedder(encoder, pool, batch_seconds)
             fingerprint = encoder.fingerprint()
-            if named:
-                probe = edit(probe, layers=choose_layers(named, encoder.dims, encoder.outputs))
+            kept = None if cache is None else Cache(Path(output) / ".cache" if cache == "auto" else cache, fingerprint)
+            some = _chosen(encoder, named or probe.layers)
+            embedder, grid = Embedder(encoder, pool, batch_seconds, some, kept), probe
+            if some is not None and probe.layers != "last":
+                grid = edit(probe, layers=tuple(some))
             for ready in prepared:
                 bar.set_postfix_str(f"{embedder.name} {ready.task.name}")
-                settings = _settings(ready, probe, pool)
+                settings = _settings(ready, grid, pool)
                 there = find_result(output, embedder.name, fingerprint, ready.task, settings, overwrite)
-                results.append(there or _evaluate(embedder, fingerprint, ready, probe, settings, output))
+                results.append(there or _evaluate(embedder, fingerprint, ready, grid, settings, output))
                 bar.update()
     return results
+
+
+def _chosen(encoder: Encoder, layers: str | Sequence[Layer]) -> list[int] | None:
+    """Indices of the layers asked for; None for all, and where a sum of them is learned."""
+    if layers == "all" or (not isinstance(layers, str) and "sum" in layers):
+        return None
+    numbers = layers if isinstance(layers, str) else [int(layer) for layer in layers]
+    return list(dict.fromkeys(choose_layers(numbers, encoder.dims, encoder.outputs)))
+
+
+def _under(protocol: str | None, record: Task) -> Task:
+    return record if protocol is None else replace(record, protocol=protocol)
+
+
+def _prepared(records: Sequence[Task], corpora: Path | str | None) -> list[Prepared]:
+    """Tasks with their recordings; a corpus that several share is read once."""
+    manifests: dict[tuple[str, str], Manifest] = {}
+    prepared = []
+    for record in records:
+        key = record.corpus, repr(sorted(record.options.items()))
+        if key not in manifests:
+            manifests[key] = read_task(record, corpora)
+        prepared.append(prepare(record, manifests[key]))
+    return prepared
 
 
 def task_name(data: Any, target: str) -> str:
@@ -147,9 +221,9 @@ def task_name(data: Any, target: str) -> str:
 
 def _settings(ready: Prepared, probe: ProbeConfig, pool: Pooling) -> str:
     """Hash of all that decides a score besides the encoder."""
-    record = asdict(ready.task) | {"where": dict(ready.task.where)}
+    record = {key: value for key, value in asdict(ready.task).items() if key not in TOLD}
     parts = [record, pool, probe.model_dump(mode="json"), ready.manifest.content_hash(), ready.split_hash]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def find_result(
@@ -173,7 +247,7 @@ def _evaluate(
 ) -> Result:
     """Probe one encoder on one task, and write the result."""
     started, encoded = time.monotonic(), embedder.seconds
-    folds = [answer(embedder, ready, assignment, probe) for assignment in ready.assignments]
+    folds = answer(embedder, ready, prober(ready.task.protocol, probe))
     probed, encoded = time.monotonic() - started, embedder.seconds - encoded
     tests = [fold.test for fold in folds]
     result = scored(
@@ -181,10 +255,12 @@ def _evaluate(
         tests,
         encoder=embedder.name,
         fingerprint=fingerprint,
+        supervision=embedder.encoder.supervision,
         dev=float(np.mean([np.mean(fold.fitted.choice.dev) for fold in folds])),
         chosen=[_choice(fold.fitted.choice) for fold in folds],
         grid=[_choice(trial) for trial in folds[0].fitted.trials],
         skipped=max(fold.skipped for fold in folds),
+        further=_oracle(ready, folds),
         transductive=heard(embedder.name, ready, tests),
         seconds_encode=encoded,
         seconds_probe=probed - encoded,
@@ -193,6 +269,22 @@ def _evaluate(
     parts = [("test", test) for test in tests] + [("dev", folds[0].dev)] * (len(folds) == 1)
     predictions = pa.concat_tables([table(ready, part, answers) for part, answers in parts])
     return write_result(result, with_map(predictions, embedder, ready, folds[0].fitted), output)
+
+
+def _oracle(ready: Prepared, folds: list[Fold]) -> dict[str, Measure]:
+    """The best test score of any one row of the grid, where the protocol tells them: selection on test, for papers."""
+    answers: dict[Trial, list[Answers]] = {}
+    for fold in folds:
+        for trial, found in fold.others:
+            answers.setdefault(replace(trial, dev=()), []).append(found)
+    metric, best = ready.task.scored_by, None
+    for tests in answers.values():
+        told = outcomes(ready, tests)
+        score, one = scorer(metric, told), np.ones((1, told.units))
+        value = float(score(one)[0])
+        if len(tests) == len(folds) and (best is None or (value < best[0]) == (metric in LOWER_IS_BETTER)):
+            best = value, *bootstrap(score, told.units)
+    return {} if best is None else {"oracle": Measure.of(*best)}
 
 
 def scored(ready: Prepared, tests: list[Answers], **others: Any) -> Result:
@@ -226,6 +318,7 @@ def scored(ready: Prepared, tests: list[Answers], **others: Any) -> Result:
         n_train=int((first == "train").sum()),
         n_dev=int((first == "dev").sum()),
         n_test=sum(len(test.rows) for test in tests),
+        leaks=_leaks(others["encoder"], ready, tests),
         versions={"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         **others,
     )
@@ -233,7 +326,8 @@ def scored(ready: Prepared, tests: list[Answers], **others: Any) -> Result:
 
 def _choice(trial: Trial) -> Choice:
     dev = float(np.mean(trial.dev))
-    return Choice(head=trial.head, layer=trial.layer, lr=trial.lr, dev=dev if math.isfinite(dev) else None)
+    dev_score = dev if math.isfinite(dev) else None
+    return Choice(head=trial.head, layer=trial.layer, lr=trial.lr, dev=dev_score, detail=trial.detail)
 
 
 def _chance(ready: Prepared, tests: list[Answers]) -> float:
@@ -252,11 +346,23 @@ def heard(encoder: str, ready: Prepared, tests: list[Answers]) -> bool:
 
 def was_heard(encoder: str, paths: Iterable[str]) -> bool:
     """Whether the run of that name (its folder holds a manifest) was trained on any of these recordings."""
+    return not _heard_by(encoder).isdisjoint(paths)
+
+
+def _leaks(encoder: str, ready: Prepared, tests: list[Answers]) -> str:
+    """What of the task's recordings the run of that name was trained on."""
+    if heard(encoder, ready, tests):
+        return "test"
+    here = os.path.join(ready.home, "")
+    return "corpus" if ready.home and any(path.startswith(here) for path in _heard_by(encoder)) else ""
+
+
+def _heard_by(encoder: str) -> set[str]:
+    """Paths that the run of that name was trained on; none where its folder holds no manifest."""
     if encoder.startswith("untrained:"):
-        return False
+        return set()
     folders = [Path(encoder), *Path(encoder).parents[:2]] if encoder else []
     for manifest in (folder / "manifest.parquet" for folder in folders):
         if manifest.is_file():
-            known = set(pq.read_table(manifest, columns=["path"])["path"].to_pylist())
-            return not known.isdisjoint(paths)
-    return False
+            return set(pq.read_table(manifest, columns=["path"])["path"].to_pylist())
+    return set()

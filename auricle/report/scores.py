@@ -232,7 +232,9 @@ def _provenance(column: Column, row: Result) -> str:
 
 def _choice(choice: Choice) -> str:
     layer = "sum of layers" if choice.layer == "sum" else f"layer {choice.layer}"
-    return f"cosine of {layer}" if choice.lr is None else f"{choice.head} head on {layer}, learning rate {choice.lr:g}"
+    if choice.lr is not None:
+        return f"{choice.head} head on {layer}, learning rate {choice.lr:g}"
+    return f"{choice.head} of {layer}" + (f" ({choice.detail})" if choice.detail else "")
 
 
 def _against(board: Board, a: str, b: str, rival: str, subject: str) -> str:

@@ -65,6 +65,7 @@ class Tuned(Method):
     ) -> None:
         super().__init__()
         self.encoder, self.config, self.kind, self.level = encoder, config, kind, level
+        encoder.supervision = ""  # whatever told its pre-training, now labels do
         self.head = Head(encoder.dims[-1], answers, config.hidden if config.head == "mlp" else None)
         for name, value in zip(("centre", "spread"), standard, strict=True):
             self.register_buffer(name, torch.tensor(value, dtype=torch.float64))
@@ -166,7 +167,7 @@ class Tuned(Method):
         return (len(self.encoder.dims) - 1,)
 
     @torch.inference_mode()
-    def predict(self, layers: Mapping[int, Tensor]) -> Tensor:
+    def predict(self, layers: Mapping[int, Tensor], groups: Tensor | None = None) -> Tensor:
         """Probabilities (1, N, K) of classes or labels, or values (1, N), on the CPU, from the last layer's (N, D)."""
         x = layers[self.layers[0]]
         logits = torch.cat([self.head(part.to(self.encoder.device)).double() for part in torch.split(x, ROWS)])[None]

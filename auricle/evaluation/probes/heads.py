@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -26,7 +27,7 @@ from auricle.nn.linear import linear
 
 Kind = Literal["classes", "labels", "values"]
 """What a probe predicts: one class of several, any number of labels, or a number."""
-Head = Literal["linear", "mlp"]
+Head = Literal["linear", "mlp", "bottleneck"]
 Layer = int | Literal["sum"]
 """A hidden layer's index, or the softmax-weighted sum of all (standardised) layers with learned weights."""
 
@@ -41,7 +42,8 @@ class ProbeConfig(Config):
     """The grid of heads and how each is trained; the choice among them is made on dev."""
 
     heads: tuple[Head, ...] = Field(("linear",), min_length=1)
-    """`linear` is softmax, logistic or least-squares regression; `mlp` has one hidden ReLU layer."""
+    """`linear` is softmax, logistic or least-squares regression; `mlp` has hidden ReLU layers; `bottleneck` is two
+    linear layers with nothing between them."""
     layers: Literal["all", "last"] | tuple[Layer, ...] = "all"
     """Layers to try; `all` includes the learned `sum` where at least two layers have the same width."""
     lrs: tuple[float, ...] = Field((1e-3, 3e-3, 1e-2), min_length=1)
@@ -49,7 +51,11 @@ class ProbeConfig(Config):
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     """Seeds of the initial weights; scores are means over seeds."""
     hidden: int = Field(256, ge=1)
-    """Units in the MLP's hidden layer."""
+    """Units in the MLP's hidden layers, or in the bottleneck."""
+    hidden_layers: int = Field(1, ge=1)
+    """Of the MLP."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Of the MLP's hidden units, the same ones for all heads."""
     batch: int = Field(256, ge=1)
     """Examples a minibatch (clips or frames)."""
     max_steps: int = Field(1000, ge=1)
@@ -69,16 +75,21 @@ class Examples:
 
     layers: Mapping[int, Tensor]
     targets: Tensor
+    groups: Tensor | None = None
+    """(N,) int64 codes of the speakers, where the task names them."""
 
 
 @dataclass(frozen=True)
 class Trial:
     """One row of the grid, with the dev score of each seed (accuracy, mean average precision, or R²)."""
 
-    head: Head
+    head: str
     layer: Layer
-    lr: float
+    lr: float | None
+    """Learning rate; None where nothing is trained by steps."""
     dev: tuple[float, ...]
+    detail: str = ""
+    """What else tells it from other rows, in words."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +101,7 @@ class _Heads:
     mean: list[Tensor]
     scale: list[Tensor]
     weights: list[Tensor]
-    """Each (G, out, in) or (G, out, 1); with several layers the last is (G, L, 1), logits of the layer weights."""
+    """(G, out, in) and (G, out, 1) in turn; with several layers the last is (G, L, 1), logits of the layer weights."""
 
     def inputs(self, layers: Mapping[int, Tensor]) -> list[Tensor]:
         """The layers these heads read, standardised with train statistics, each (N, D)."""
@@ -103,12 +114,16 @@ class _Heads:
             return inputs[0]
         return torch.einsum("gl,lnd->gnd", self.weights[-1].squeeze(2).softmax(1), torch.stack(list(inputs)))
 
-    def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
-        """Logits (G, K, n) of standardised inputs, each (n, D)."""
+    def __call__(self, inputs: Sequence[Tensor], masks: Sequence[Tensor] = ()) -> Tensor:
+        """Logits (G, K, n) of standardised inputs, each (n, D); `masks` (H, n) scale the units of hidden layers."""
         x, (w, b) = self.mixed(inputs), self.weights[:2]
         shared = x.dim() == 2  # then one product serves all heads
         out = linear(w.flatten(0, 1), x).view(*w.shape[:2], -1) + b if shared else torch.baddbmm(b, w, x.mT)
-        return torch.baddbmm(self.weights[3], self.weights[2], out.relu()) if self.head == "mlp" else out
+        for place in range(2, len(self.weights) - (len(self.layers) > 1), 2):
+            hidden = out.relu() if self.head == "mlp" else out
+            hidden = hidden * masks[place // 2 - 1] if masks else hidden
+            out = torch.baddbmm(self.weights[place + 1], self.weights[place], hidden)
+        return out
 
 
 @dataclass(frozen=True)
@@ -129,8 +144,8 @@ class Fitted:
         return self.heads.layers
 
     @torch.no_grad()
-    def predict(self, layers: Mapping[int, Tensor]) -> Tensor:
-        """Predictions of the chosen head, on the CPU, from embeddings (N, D) by layer index.
+    def predict(self, layers: Mapping[int, Tensor], groups: Tensor | None = None) -> Tensor:
+        """Predictions of the chosen head, on the CPU, from embeddings (N, D) by layer index, whoever speaks.
 
         Probabilities (S, N, K) for classes and labels, numbers (S, N) for values; S seeds.
         """
@@ -219,7 +234,8 @@ def _goals(kind: Kind, targets: Tensor, centre: float, spread: float) -> Tensor:
 
 def _initial(head: Head, layers: int, dim: int, classes: int, config: ProbeConfig) -> list[Tensor]:
     """Weights of G = learning rates × seeds heads, as `torch.nn.Linear` draws them; equal for equal seeds."""
-    sizes = [(dim, classes)] if head == "linear" else [(dim, config.hidden), (config.hidden, classes)]
+    widths = {"linear": 0, "bottleneck": 1, "mlp": config.hidden_layers}[head] * [config.hidden]
+    sizes = list(pairwise([dim, *widths, classes]))
     drawn = []
     for seed in config.seeds:
         generator = torch.Generator().manual_seed(seed)
@@ -251,11 +267,11 @@ def _train(
     best_score = torch.full((len(lrs),), -math.inf, device=device)
     best_loss = torch.full_like(best_score, math.inf)
     stale = torch.zeros_like(best_score)
-    order = _minibatches(len(goals[0]), config.batch, device)
+    order, generator = _minibatches(len(goals[0]), config.batch, device), torch.Generator().manual_seed(1)
     for step in range(1, config.max_steps + 1):
         rows = next(order)
         x = [layer if rows is None else layer.index_select(0, rows) for layer in inputs]
-        logits = heads(x)
+        logits = heads(x, _dropout(heads.head, config, len(x[0]), generator, device))
         slope = _slope(kind, logits.detach(), goals[0] if rows is None else goals[0].index_select(0, rows))
         gradients = torch.autograd.grad(logits, weights, slope)
         with torch.no_grad():
@@ -284,6 +300,16 @@ def _minibatches(count: int, size: int, device: torch.device) -> Iterator[Tensor
         else:
             for rows in torch.randperm(count, generator=generator).tensor_split(math.ceil(count / size)):
                 yield rows.to(device)
+
+
+def _dropout(
+    head: Head, config: ProbeConfig, count: int, generator: torch.Generator, device: torch.device
+) -> list[Tensor]:
+    """A mask (H, n) for each hidden layer of the MLP, of 0 and 1 / (1 - rate); none where nothing is dropped."""
+    if head != "mlp" or not config.dropout:
+        return []
+    drawn = torch.rand(config.hidden_layers, config.hidden, count, generator=generator)
+    return list((drawn >= config.dropout).float().div_(1 - config.dropout).to(device))
 
 
 def _slope(kind: Kind, logits: Tensor, goals: Tensor) -> Tensor:

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 from auricle.errors import ConfigError, unknown
+from auricle.evaluation.tasks.audio_mae import AUDIO_MAE
+from auricle.evaluation.tasks.mockingjay import MOCKINGJAY
+from auricle.evaluation.tasks.noss import NOSS, NOSS_PERSONAL
 from auricle.evaluation.tasks.quick import QUICK
+from auricle.evaluation.tasks.superb import SUPERB
 from auricle.evaluation.tasks.task import Task
 from auricle.evaluation.tasks.verification import VERIFICATION
 
 __all__ = ["SUITES", "TASKS", "Task", "suite_tasks", "task"]
 
-TASKS: dict[str, Task] = {record.name: record for record in (*QUICK, *VERIFICATION)}
+_SUITES = {
+    "quick": QUICK,
+    "noss": NOSS,
+    "noss-personal": NOSS_PERSONAL,
+    "mockingjay": MOCKINGJAY,
+    "audio-mae": AUDIO_MAE,
+    "superb-linear": SUPERB,
+    "verification": VERIFICATION,
+}
+
+TASKS: dict[str, Task] = {record.name: record for records in _SUITES.values() for record in records}
 
 SUITES: dict[str, tuple[str, ...]] = {
-    "quick": tuple(record.name for record in QUICK),
-    "verification": tuple(record.name for record in VERIFICATION),
+    name: tuple(record.name for record in records) for name, records in _SUITES.items()
 }
 """A suite is only a list of tasks."""
 

@@ -29,6 +29,7 @@ def custom_task(
     split: Literal["auto", "split", "folds"] = "auto",
     group: str | None = None,
     unit: str | None = None,
+    speaker: str | None = None,
     seed: int = 0,
 ) -> Task:
     """The task of predicting column `target`.
@@ -37,7 +38,7 @@ def custom_task(
     fractions, and whole numbers of more than 20 values, are quantities; the rest are classes. A given metric decides
     between these. Raises `ManifestError` for an unknown column, `EvaluationError` where the column does not fit.
     """
-    for column in (target, group, unit):
+    for column in (target, group, unit, speaker):
         if column is not None and column not in manifest.table.column_names:
             raise ManifestError(unknown("column", column, manifest.labels))
     if metric is not None and metric not in METRICS:
@@ -53,7 +54,7 @@ def custom_task(
         kind, why = METRICS[metric], f"set by the metric {metric}"
     task = Task(
         name=name, target=target, kind=kind, level="frame" if intervals else "clip", metric=metric or "",
-        split=split, group=group, unit=unit, seed=seed, measures=f"column {target}",
+        split=split, group=group, unit=unit, speaker=speaker, seed=seed, measures=f"column {target}",
     )  # fmt: skip
     log.info("column '%s': %s (%s), by %s, scored by %s", target, kind, why, task.level, task.scored_by)
     return task

@@ -157,6 +157,7 @@ class Verifier:
         result = Result(
             encoder=self.embedder.name,
             fingerprint=fingerprint,
+            supervision=self.embedder.encoder.supervision,
             task=record.name,
             protocol=record.protocol,
             version=record.version,

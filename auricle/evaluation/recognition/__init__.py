@@ -1,0 +1,1 @@
+"""Phone recognition by CTC: which phones are said, in order, is read off an encoder's frames."""

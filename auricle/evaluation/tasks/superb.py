@@ -1,0 +1,70 @@
+"""Linear tasks of SUPERB (Yang et al. 2021, arXiv:2105.01051): frozen layers summed, two linear maps, nothing else."""
+
+from __future__ import annotations
+
+from auricle.evaluation.tasks.task import Task
+
+SUPERB = (
+    Task(
+        name="superb-ks",
+        corpus="speech_commands_v1",
+        target="keyword",
+        kind="classes",
+        split="split",
+        protocol="superb",
+        measures="which of ten commands is said, another word, or none",
+        licence="CC BY 4.0",
+        citation="Warden 2018, Speech Commands, arXiv:1804.03209",
+    ),
+    Task(
+        name="superb-ic",
+        corpus="fluent_speech_commands",
+        target="intent",
+        kind="classes",
+        split="split",
+        unit="speaker",
+        protocol="superb",
+        measures="which of 31 intents (an action, an object and a place) a sentence has, by people unheard in training",
+        licence="research only",
+        citation="Lugosch et al. 2019, Speech model pre-training for end-to-end SLU, Interspeech",
+    ),
+    Task(
+        name="superb-sid",
+        corpus="voxceleb1",
+        target="speaker",
+        kind="classes",
+        split="split",
+        unit="video",
+        protocol="superb",
+        measures="who of 1,251 celebrities is speaking",
+        licence="CC BY 4.0",
+        citation="Nagrani et al. 2017, VoxCeleb: a large-scale speaker identification dataset, Interspeech",
+    ),
+    Task(
+        name="superb-er",
+        corpus="iemocap",
+        target="emotion",
+        kind="classes",
+        split="folds",
+        protocol="superb",
+        measures="which of four emotions is heard in a dialogue, by two people unheard in training",
+        licence="research only",
+        citation="Busso et al. 2008, IEMOCAP, Language Resources and Evaluation",
+        leaks="SUPERB's dev is a random fifth of train; here it is the next session, unheard in training",
+    ),
+    Task(
+        name="superb-pr",
+        corpus="librispeech",
+        options={"subsets": ("train-clean-100", "dev-clean", "test-clean")},
+        target="text",
+        kind="classes",
+        metric="per",
+        split="split",
+        unit="speaker",
+        protocol="superb-ctc",
+        measures="which phones are said, in order, by people unheard in training",
+        licence="CC BY 4.0",
+        citation="Panayotov et al. 2015, LibriSpeech: an ASR corpus based on public domain audio books, ICASSP",
+        leaks="references are the first pronunciations of a lexicon, not what was said",
+    ),
+)
