@@ -24,6 +24,7 @@ METRIC_NAMES = {
     "roc_auc": "ROC AUC",
     "r2": "R²",
     "mae": "mean absolute error",
+    "per": "phone error rate",
 }
 """Of those that are written otherwise in prose."""
 TRIAL_COLUMNS = ("enrol", "test", "enrol_speaker", "test_speaker", "target", "score")

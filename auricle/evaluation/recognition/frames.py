@@ -29,7 +29,7 @@ from auricle.data.dataset import clip_batches
 from auricle.data.manifest import Manifest
 from auricle.embedding.store import write_atomic
 from auricle.encoders.base import Encoder
-from auricle.errors import EvaluationError
+from auricle.errors import ConfigError, EvaluationError
 from auricle.evaluation.cache import FRAMES, Cache
 
 log = logging.getLogger("auricle")
@@ -79,23 +79,19 @@ class Utterances:
         if path is not None and self._find(path):
             return
         self._standardise(sample)
-        output.mkdir(parents=True, exist_ok=True)
         if path is not None:
-            write_atomic(path, self._write)
-            record = {
-                "format": FORMAT,
-                "auricle": auricle.__version__,
-                "places": self._places.tolist(),
-                "skipped": self.skipped,
-            }
-            write_atomic(path.with_suffix(".json"), lambda file: file.write(json.dumps(record).encode()))
-            self._map(path)
-        elif bytes_ <= DISK * shutil.disk_usage(output).free:
-            file = tempfile.TemporaryFile(dir=output)  # noqa: SIM115 - has no name, and goes with the mapping
-            self._write(file)
-            file.flush()
-            self._map(file)
-        else:
+            self._keep(path)
+            return
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            if bytes_ <= DISK * shutil.disk_usage(output).free:
+                with tempfile.TemporaryFile(dir=output) as file:  # has no name, and goes with the mapping
+                    self._write(file)
+                    file.flush()
+                    self._map(file)
+        except OSError as error:
+            raise ConfigError(f"{output}: cannot be written ({error.strerror or error})") from None
+        if self._file is None:
             log.info("%s: %.0f GB of frames find no room; every minibatch is encoded", encoder.name, bytes_ / 1e9)
 
     def batches(self, rows: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor]]:
@@ -185,6 +181,14 @@ class Utterances:
         except (OSError, ValueError, KeyError) as error:
             raise EvaluationError(f"{index}: cannot be read ({error}); delete it") from None
         return True
+
+    def _keep(self, path: Path) -> None:
+        """Write the frames of all clips into the cache, and an index beside them once they are whole."""
+        write_atomic(path, self._write)
+        places = {"places": self._places.tolist(), "skipped": self.skipped}
+        record = {"format": FORMAT, "auricle": auricle.__version__} | places
+        write_atomic(path.with_suffix(".json"), lambda file: file.write(json.dumps(record).encode()))
+        self._map(path)
 
     def _write(self, file: IO[bytes]) -> None:
         """Write the frames of all clips, one after another."""

@@ -41,8 +41,8 @@ def prepare_speech(
     Column `text` holds words, whose phones the files `librispeech-lexicon*.txt` in `corpora` tell; any other holds
     phones, separated by blanks. Of `data` the column is `target`, else `phones`, else `text`; `group` and `unit` are
     of a split that is made and of the interval: `speaker`, unless they are named or there is no such column.
-    Utterances with a word outside the lexicon are left out, and the words told. Raises `ManifestError` for columns and files that are not there,
-    `EvaluationError` where no phones are known.
+    Utterances with a word outside the lexicon are left out, and the words told. Raises `ManifestError` for columns and
+    files that are not there, `EvaluationError` where no phones are known.
     """
     if data is None and target is not None:
         raise EvaluationError(f"target '{target}': names a column of your own data, and there is none")
