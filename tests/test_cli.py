@@ -131,7 +131,8 @@ def test_wrong_options_fail_before_any_work(args, corpus, tmp_path, capsys):
 
 def test_names_for_every_list(capsys):
     for what, name in {"presets": "mockingjay-base", "encoders": "fbank", "tasks": "quick-phones", "suites": "quick",
-                       "corpora": "librispeech", "protocols": "knn", "recipes": "audio-mae"}.items():  # fmt: skip
+                       "corpora": "librispeech", "protocols": "knn", "papers": "noss/trill-layer19",
+                       "recipes": "audio-mae"}.items():  # fmt: skip
         assert cli.main(["list", what, "--json"]) == 0
         assert name in json.loads(capsys.readouterr().out)
 
@@ -175,9 +176,9 @@ def test_options_are_these(capsys):
         "demo": {"output", "seconds", "seed"},
         "embed": {"data", "output", "level", "layers", "pool", "dtype", "precision", "batch-seconds", "workers",
                   "max-skipped", "device", "json"},
-        "evaluate": {"suite", "tasks", "corpora", "protocol", "data", "target", "level", "metric", "split", "group",
-                     "unit", "speaker", "pool", "heads", "layers", "seeds", "trials", "trial-count", "as-norm",
-                     "center", "output", "overwrite", "cache", "device", "json"},
+        "evaluate": {"recipe", "dry-run", "suite", "tasks", "corpora", "protocol", "data", "target", "level", "metric",
+                     "split", "group", "unit", "speaker", "pool", "heads", "layers", "seeds", "trials", "trial-count",
+                     "as-norm", "center", "output", "overwrite", "cache", "device", "json"},
         "finetune": {"data", "target", "output", "level", "metric", "split", "fold", "group", "unit", "json", "blocks",
                      "head", "hidden", "epochs", "batch", "batch-seconds", "crop-s", "lr", "layer-decay", "warmup",
                      "schedule", "betas", "weight-decay", "clip-norm", "mixup", "mixup-beta", "time-mask",

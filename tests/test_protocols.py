@@ -44,6 +44,7 @@ class Constants:
 
     def fit(self, kind, train, dev, *, balanced, device):
         seen.append((train.groups, dev.groups))
+        fitted.append((len(train.targets), len(dev.targets)))
         shares = [(dev.targets == code).float().mean().item() for code in range(6)]
         trials = [Trial("constant", 1, None, (share,), f"class {code}") for code, share in enumerate(shares)]
         return Constant(trials[int(np.argmax(shares))], trials)
@@ -60,7 +61,8 @@ class Constant:
         return self.answer(self.trials.index(self.choice), len(layers[1]))
 
     def answer(self, code, count):
-        return torch.nn.functional.one_hot(torch.full((1, count), code), 6).double()
+        seeds = 1 + code % 2  # as some estimators draw, and others do not
+        return torch.nn.functional.one_hot(torch.full((seeds, count), code), 6).double()
 
     def view(self, layers):
         return layers[1]
@@ -70,7 +72,7 @@ class Constant:
         return [(trial, self.answer(code, len(layers[1]))) for code, trial in enumerate(self.trials)]
 
 
-seen = []
+seen, fitted = [], []
 
 
 @pytest.fixture
@@ -110,6 +112,17 @@ def test_folds_have_one_best_row_over_all_of_them(audio, tmp_path, constants):
     data = manifest(audio, split=None, loud=loud, fold=[clip % 3 for clip in range(60)])
     (result,) = run(Loudness(), data, "loud", tmp_path, protocol="constants")
     assert result.further["oracle"].value == pytest.approx(np.mean(loud == "level 1"))
+    assert result.score == pytest.approx(np.mean(result.seeds))
+
+
+def test_folds_may_choose_rows_of_different_numbers_of_seeds(audio, tmp_path, constants):
+    every, fold = [f"level {step}" for step in range(6)], np.repeat([0, 1, 2], 20)
+    loud = [level for common in (1, 2, 2) for level in [*every, *every, *[f"level {common}"] * 8]]
+    data = manifest(audio, split=None, loud=loud, fold=fold)
+    (result,) = run(Loudness(), data, "loud", tmp_path, protocol="constants")
+    assert {choice.detail for choice in result.chosen} == {"class 1", "class 2"}
+    assert len(result.seeds) == 2
+    assert result.seeds == pytest.approx([result.score] * 2)
 
 
 def test_speakers_reach_the_protocol_where_the_task_names_them(audio, tmp_path, constants, monkeypatch):
@@ -339,6 +352,17 @@ def test_the_personal_score_is_the_mean_over_speakers(audio, tmp_path, constants
 
 
 # ------------------------------------------------------------------------------------------------------- frames
+
+
+def test_a_task_bounds_the_frames_its_heads_learn_from(audio, tmp_path, constants, monkeypatch):
+    data = manifest(audio)
+    monkeypatch.setattr("auricle.evaluation.prepare.find_corpus", lambda corpus, root: data)
+    monkeypatch.setattr("auricle.evaluation.answers.DEV_FRAMES", 70)
+    for frames, drawn in ((50, 50), (10**6, sum(round(100 * duration) for duration in data.durations[:30]))):
+        task = replace(LOUD, level="frame", protocol="constants", frames=frames)
+        (result,) = evaluate(Loudness(), tasks=[task], output=tmp_path, progress=False, device="cpu")
+        assert fitted[-1] == (drawn, 70)
+        assert result.score == pytest.approx(1 / 6, abs=0.1)
 
 
 def test_a_class_of_the_whole_clip_can_be_asked_of_every_frame(audio, tmp_path, monkeypatch):

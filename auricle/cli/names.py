@@ -23,7 +23,8 @@ class List:
     """Names that other commands take."""
 
     what: Annotated[
-        Literal["presets", "recipes", "encoders", "tasks", "suites", "protocols", "corpora"], tyro.conf.Positional
+        Literal["presets", "recipes", "encoders", "tasks", "suites", "protocols", "papers", "corpora"],
+        tyro.conf.Positional,
     ]
     suite: str | None = None
     """Of tasks: only those of this suite."""
@@ -32,7 +33,7 @@ class List:
 
 
 def list_names(args: Args) -> None:
-    """Names that other commands take: `auricle list presets|recipes|encoders|tasks|suites|protocols|corpora`."""
+    """Names that other commands take: `auricle list presets|recipes|encoders|tasks|suites|protocols|papers|corpora`."""
     options = parse(List, "list", args)
     rows = {name: str(about) for name, about in _listing(options.what, options.suite).items()}
     if options.json:
@@ -58,6 +59,10 @@ def _listing(what: str, suite: str | None) -> Mapping[str, object]:
         from auricle.encoders import ENCODER_FORMS
 
         return ENCODER_FORMS
+    if what == "papers":
+        from auricle.evaluation.recipes import load_recipe, recipe_names
+
+        return {name: load_recipe(name) for name in recipe_names()}
     if what == "protocols":
         from auricle.evaluation.probes.protocols import PROTOCOLS
 

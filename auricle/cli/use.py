@@ -78,7 +78,10 @@ def embed(args: Args) -> None:
 
 @dataclasses.dataclass
 class Evaluate:
-    """Probe encoders on labelled recordings: a suite, named tasks, or a column of your own labels."""
+    """Probe encoders on labelled recordings: a suite, named tasks, or a column of your own labels.
+
+    `auricle evaluate --recipe PAPER/ROW --corpora ROOT --dry-run`, or without the last, makes a published row.
+    """
 
     encoders: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Run folders, fbank, untrained:RUN, s3prl:FILE, module:attribute, others (auricle list encoders); side by side."""
@@ -134,8 +137,12 @@ class Evaluate:
     """Print results as JSON."""
 
 
-def evaluate(args: Args) -> None:
+def evaluate(args: Args) -> int:
     """Measure encoders: `auricle evaluate runs/mj fbank --data labels.csv --target speaker --output results/`."""
+    if any(word.partition("=")[0] == "--recipe" for word in args):
+        from auricle.cli.recipes import evaluate_recipe
+
+        return evaluate_recipe(args)
     options = parse(Evaluate, "evaluate", args)
     from auricle.evaluation.results import table
     from auricle.evaluation.run import evaluate as run
@@ -168,6 +175,7 @@ def evaluate(args: Args) -> None:
         device=device(options.device),
     )
     print(json.dumps([result.model_dump(mode="json") for result in results]) if options.json else table(results))
+    return 0
 
 
 @dataclasses.dataclass

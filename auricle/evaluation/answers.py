@@ -23,8 +23,8 @@ from auricle.evaluation.prepare import UNLABELLED, Prepared
 from auricle.evaluation.probes.heads import Examples, Trial
 from auricle.evaluation.probes.protocols import Probe, Prober
 
-TRAIN_FRAMES, DEV_FRAMES = 30_000, 5_000
-"""Most frames a probe is trained and chosen on: drawn at random from all labelled ones, the same for every encoder."""
+DEV_FRAMES = 5_000
+"""Most frames a probe is chosen on: drawn at random from all labelled ones, the same for every encoder."""
 CHUNK_FRAMES = 30_000
 """Test frames encoded at once, about."""
 MAPPED = 500
@@ -190,7 +190,7 @@ def _answer_frames(embedder: Embedder, ready: Prepared, assignment: NDArray[np.s
         kept = torch.from_numpy(np.flatnonzero(learnable))
         return Examples({layer: x[kept] for layer, x in values.items()}, torch.from_numpy(codes)[kept])
 
-    train = examples("train", TRAIN_FRAMES)
+    train = examples("train", ready.task.frames)
     known, counts = np.unique(train.targets.numpy(), return_counts=True)
     dev = examples("dev", DEV_FRAMES, known)
     fitted = prober.fit("classes", train, dev, balanced=False, device=str(embedder.encoder.device))
@@ -273,14 +273,21 @@ def _refuse_none(found: NDArray[np.int64], part: str, embedder: Embedder, ready:
         )
 
 
-def outcomes(ready: Prepared, answers: list[Answers], seeds: slice = slice(None)) -> Outcomes:
-    """Answers (of some seeds) on test, as metrics take them."""
+def of_seed(answers: Answers, seed: int) -> Answers:
+    """The answers of one seed; what was chosen in a fold may know fewer seeds than in others, or only one."""
+    row = [seed % len(answers.correct)]
+    outputs = None if answers.outputs is None else answers.outputs[row]
+    return replace(answers, correct=answers.correct[row], outputs=outputs)
+
+
+def outcomes(ready: Prepared, answers: list[Answers]) -> Outcomes:
+    """Answers on test, as metrics take them."""
     rows = np.concatenate([part.rows for part in answers])
     unit = np.unique([ready.units[row] for row in rows], return_inverse=True)[1]
-    correct = np.concatenate([part.correct[seeds].mean(0) for part in answers])
+    correct = np.concatenate([part.correct.mean(0) for part in answers])
     total = np.concatenate([part.total for part in answers])
     target = correct if ready.task.level == "frame" else ready.targets[rows]
-    outputs = [part.outputs[seeds] for part in answers if part.outputs is not None]
+    outputs = [part.outputs for part in answers if part.outputs is not None]
     # folds of classes may know different numbers of them; only rankings and values need outputs
     joined = np.concatenate(outputs, 1) if outputs and ready.task.kind != "classes" else None
     return Outcomes(unit, target, correct, total, joined)

@@ -236,7 +236,10 @@ def look(wanted: Recordings, root: Path | str, *, official: bool = False) -> Fou
             folder, corpus = Path(root) / wanted.corpus, CORPORA[wanted.corpus]
             if not folder.is_dir():
                 raise ManifestError(f"{root}: holds no folder {wanted.corpus}; get {corpus.title}: {corpus.url}")
-            options = {key: _fill(value, {"root": str(root)}) for key, value in wanted.options.items()}
+            options = {
+                key: Path(_fill(value, {"root": str(root)})) if "{root}" in str(value) else value
+                for key, value in wanted.options.items()
+            }
             manifest = read_corpus(wanted.corpus, folder, **options)
         else:
             manifest = find_corpus(wanted.corpus, root, **wanted.options)
@@ -297,9 +300,9 @@ def _home() -> Path:
     return Path(str(files("auricle"))) / "recipes"
 
 
-def _fill(word: Any, places: Mapping[str, str]) -> Any:
+def _fill(word: str, places: Mapping[str, str]) -> str:
     for key, value in places.items():
-        word = word.replace(f"{{{key}}}", value) if isinstance(word, str) else word
+        word = word.replace(f"{{{key}}}", value)
     return word
 
 

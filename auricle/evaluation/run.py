@@ -26,7 +26,7 @@ from auricle.data.manifest import Manifest, Sources
 from auricle.encoders.base import WORDS, Encoder, Pooling, choose_layers
 from auricle.encoders.checkpoint import load
 from auricle.errors import EvaluationError
-from auricle.evaluation.answers import Answers, Fold, answer, outcomes, table, with_map
+from auricle.evaluation.answers import Answers, Fold, answer, of_seed, outcomes, table, with_map
 from auricle.evaluation.cache import Cache
 from auricle.evaluation.embedder import Embedder
 from auricle.evaluation.metrics import LOWER_IS_BETTER, bootstrap, chance, scorer
@@ -295,7 +295,8 @@ def scored(ready: Prepared, tests: list[Answers], **others: Any) -> Result:
     record, units = ready.task, len({ready.units[row] for test in tests for row in test.rows})
     score, one = scorer(record.scored_by, outcomes(ready, tests)), np.ones((1, units))
     low, high = bootstrap(score, units)
-    seeds = [outcomes(ready, tests, slice(seed, seed + 1)) for seed in range(len(tests[0].correct))]
+    most = max(len(test.correct) for test in tests)
+    seeds = [outcomes(ready, [of_seed(test, seed) for test in tests]) for seed in range(most)]
     first = ready.assignments[0]
     return Result(
         task=record.name,

@@ -266,7 +266,7 @@ def find_corpus(name: str, root: str | Path | None = None, **options: Any) -> Ma
     corpus = CORPORA[name]
     if root is None:
         raise ManifestError(
-            f"corpus '{name}' is needed: name the folder of all corpora; get {corpus.title}: {corpus.url}"
+            f"corpus '{name}' is needed: name the folder of all corpora (--corpora); get {corpus.title}: {corpus.url}"
         )
     folder, prepared = Path(root) / name, Path(root) / f"{name}.parquet"
     if prepared.is_file() and not (options and folder.is_dir()):

@@ -40,6 +40,8 @@ class Task:
     """Learn and test one speaker at a time; the score is the mean over speakers."""
     labels: float = 1.0
     """Share of the train clips that is used, drawn by `seed`: at least one of each class, more include fewer."""
+    frames: int = 30_000
+    """Of frame tasks: most labelled frames of train that heads learn from, drawn at random."""
     seed: int = 0
     """Of a split made by rule, and of what is drawn."""
     protocol: str = "auricle"
