@@ -37,6 +37,7 @@ MOCKINGJAY = (
             split="split",
             unit="speaker",
             labels=share,
+            frames=300_000,
             protocol=f"mockingjay-{head}",
             measures=f"which of 41 phones is spoken, {how}, from {100 * share:g} % of the training utterances",
             leaks="the split is by utterance: speakers are in train and test",
