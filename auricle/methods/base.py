@@ -75,7 +75,7 @@ class Method(nn.Module):
         return {}
 
     def listen(self, batch: Batch) -> dict[str, Tensor]:
-        """What there is to hear of the batch's first clip, each (S,) at the encoder's rate, on the CPU; may be empty."""
+        """Sounds of the batch's first clip, each (S,) at the encoder's rate, on the CPU; may be empty."""
         return {}
 
 
