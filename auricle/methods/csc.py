@@ -234,7 +234,7 @@ def csc_mel_base() -> CscRun:
 def csc_tiny() -> CscRun:
     """A small one at 8 kHz, for two CPU cores: minutes of training on an hour of speech.
 
-    Without equalisers: at this size they cost more of the voice than they save of the microphone.
+    In trials 32 recordings a step told talkers apart better than 16 in more steps, and equalisers gained nothing.
     """
     network = {"sample_rate": 8000, "embedding": 64, "dim": 128, "heads": 4, "ffn": 256}
     return edit(
@@ -242,6 +242,6 @@ def csc_tiny() -> CscRun:
         preset="csc_tiny",
         encoder={**network, "shared_blocks": 2, "separation_blocks": 1, "speaker_blocks": 1},
         objective={"crop_s": 1.0, "alpha": 3.0, "mix": {"eq_db": 0.0}},
-        data={"batch_seconds": 32.0, "valid_fraction": 0.1},
-        train={"steps": 2000, "lr": 1e-3, "valid_every": 400},
+        data={"batch_seconds": 64.0, "valid_fraction": 0.1},
+        train={"steps": 800, "lr": 1e-3, "valid_every": 200, "checkpoint_every": 400},
     )
