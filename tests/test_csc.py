@@ -415,6 +415,19 @@ def test_pictures():
     assert "estimate" not in small(separation=0.0).build().eval().visualize(voices(3, 0))
 
 
+def test_sounds_are_those_of_the_first_mixture():
+    torch.manual_seed(0)
+    model = small().build().eval()
+    torch.manual_seed(1)
+    sounds = model.listen(voices(3, 0))
+    assert set(sounds) == {"mixture", *(f"talker-{n}{end}" for n in (1, 2) for end in ("", "-separated"))}
+    torch.testing.assert_close(sounds["talker-1"] + sounds["talker-2"], sounds["mixture"])
+    for number in (1, 2):
+        talker, separated = sounds[f"talker-{number}"], sounds[f"talker-{number}-separated"]
+        assert separated.abs().max() == pytest.approx(talker.abs().max())
+    assert set(small(separation=0.0).build().eval().listen(voices(3, 0))) == {"mixture", "talker-1", "talker-2"}
+
+
 # ------------------------------------------------------------------------------------------------ runs on the disk
 
 

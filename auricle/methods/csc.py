@@ -149,10 +149,7 @@ class Csc(Method):
     def visualize(self, batch: Batch) -> dict[str, Tensor]:
         """Log spectra (T, F) of the first mixture, its target and the estimate of it; and how attention weighs the
         conditions (M, M) of that recording."""
-        rows = 2 * self.config.crops
-        labels = {name: codes[:rows] for name, codes in batch.labels.items()}
-        few = replace(batch, waveforms=batch.waveforms[:rows], lengths=batch.lengths[:rows], labels=labels)
-        heard, attention = self._hear(few), self.contrast.attention
+        heard, attention = self._hear(self._few(batch)), self.contrast.attention
         sounds = {"mixture": heard.mixed.mixture[0, 0], "target": heard.mixed.sources[0, 0, 0]}
         if heard.estimates is not None:
             sounds["estimate"] = heard.estimates[0, 0]
@@ -160,6 +157,24 @@ class Csc(Method):
         if attention is not None and attention.scope == "identity":
             pictures["attention"] = attention(heard.z[:1, :, 0])[1][0]
         return {name: picture.float().cpu() for name, picture in pictures.items()}
+
+    @torch.no_grad()
+    def listen(self, batch: Batch) -> dict[str, Tensor]:
+        """The first mixture, its talkers, and what is separated of each, as loud as the talker (S,)."""
+        heard = self._hear(self._few(batch))
+        sounds = {"mixture": heard.mixed.mixture[0, 0]}
+        for number, source in enumerate(heard.mixed.sources[0, 0]):
+            sounds[f"talker-{number + 1}"] = source
+            if heard.estimates is not None:
+                estimate = heard.estimates[0, number]
+                sounds[f"talker-{number + 1}-separated"] = estimate * source.abs().amax() / estimate.abs().amax()
+        return {name: sound.float().nan_to_num().cpu() for name, sound in sounds.items()}
+
+    def _few(self, batch: Batch) -> Batch:
+        """The batch's first two recordings."""
+        rows = 2 * self.config.crops
+        labels = {name: codes[:rows] for name, codes in batch.labels.items()}
+        return replace(batch, waveforms=batch.waveforms[:rows], lengths=batch.lengths[:rows], labels=labels)
 
     def _hear(self, batch: Batch) -> _Heard:
         """Mix, separate and embed; one permutation puts estimates and embeddings into the order of the sources."""
