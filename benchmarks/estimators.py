@@ -5,9 +5,9 @@
 A round is what NOSS does with one layer: logistic regression (C = 1e5), the same with balanced classes, and linear
 discriminants with Ledoit-Wolf shrinkage, for each of `--variants`: as they are, of length 1, by speaker, both. The
 embeddings are rectified random features of noisy classes of unequal size. scikit-learn is timed in float64 and float32,
-and in float64 for as long as it finds anything to gain; ours returns float64. The gap is that of our objective to that of
-scikit-learn run to a tolerance of 1e-10, as a share (negative: ours is lower). The floor is the matrix products of 40
-gradients, two Gram matrices and the discriminants', alone.
+and in float64 for as long as it finds anything to gain; ours returns float64. The gap is that of our objective to that
+of scikit-learn run to a tolerance of 1e-10, as a share (negative: ours is lower). The floor is the matrix products of
+40 gradients, two Gram matrices and the discriminants', alone.
 """
 
 from __future__ import annotations
@@ -105,8 +105,7 @@ def read(path: Path) -> tuple[torch.Tensor, np.ndarray, torch.Tensor]:
 
 
 def ours(x: np.ndarray, y: np.ndarray) -> None:
-    plain = fit_logistic(x, y, c=C)
-    fit_logistic(x, y, balanced_weights(y), C, start=plain)
+    fit_logistic(x, y, np.ones(len(y)), balanced_weights(y), c=C)
     fit_lda(x, y)
 
 
@@ -126,9 +125,10 @@ def products(x: np.ndarray, small: np.ndarray, classes: int) -> None:
 
 
 def gap(x: np.ndarray, y: np.ndarray, weight: str | None) -> float:
-    weights = balanced_weights(y) if weight else np.ones(len(y))
-    start = fit_logistic(x, y, c=C) if weight else None
-    found = objective(fit_logistic(x, y, weights, C, start), x, y, weights, C)
+    even = np.ones(len(y))
+    weights = balanced_weights(y) if weight else even
+    plain, balanced = fit_logistic(x, y, even, balanced_weights(y), c=C)
+    found = objective(balanced if weight else plain, x, y, weights, C)
     model = LogisticRegression(C=C, class_weight=weight, tol=1e-10, max_iter=20_000).fit(x, y)
     w, b = model.coef_.T, model.intercept_
     two = Linear(np.hstack([-w / 2, w / 2]), np.array([-b[0] / 2, b[0] / 2])) if len(b) == 1 else Linear(w, b)

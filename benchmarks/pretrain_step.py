@@ -63,7 +63,8 @@ def main() -> None:
     run = edit(methods.preset(args.preset or peer.PRESET), **getattr(peer, "EDITS", {}))
     device = torch.device(args.device)
     seconds = tuple(args.seconds or peer.SECONDS)
-    batches = [batch.to(device) for batch in draw_batches(seconds, args.clips, args.rounds, args.seed, args.bucketed)]
+    drawn = draw_batches(seconds, args.clips, args.rounds, args.seed, args.bucketed, rate_of(run))
+    batches = [batch.to(device) for batch in drawn]
     if args.held:
         print(held(args.held, peer, run, batches, args.seed))
         return
@@ -127,7 +128,7 @@ def report(
     teraflops = np.array([peer.operations(run, lengths) / 1e12 for lengths in samples])
     padding = 1 - sum(lengths.sum() for lengths in samples) / sum(len(lengths) * lengths.max() for lengths in samples)
     peaks = {dtype: matrix_peak(dtype, device, args.clock) for dtype in (torch.float32, torch.bfloat16)}
-    audio_s = np.mean([lengths.sum() for lengths in samples]) / RATE
+    audio_s = np.mean([lengths.sum() for lengths in samples]) / rate_of(run)
     print(f"{run.preset}: {args.rounds} batches of {args.clips} clips, {audio_s:.0f} s, seed {args.seed}", end="")
     print(f"{', bucketed' if args.bucketed else ''}; {padding:.0%} padding; {np.mean(teraflops):.3f} Tflop a step")
     print("matrix peak, Tflop/s: " + ", ".join(f"{str(dtype)[6:]} {peak:.3g}" for dtype, peak in peaks.items()))
@@ -156,7 +157,14 @@ def report(
     write_json(args.json, "pretrain_step", **machine(args.threads), **settings, **figures)
 
 
-def draw_batches(seconds: tuple[float, float], clips: int, count: int, seed: int, bucketed: bool) -> list[Batch]:
+def rate_of(run: RunConfig) -> int:
+    """Samples in a second; 16 kHz where a configuration does not name it."""
+    return getattr(run.encoder, "sample_rate", RATE)
+
+
+def draw_batches(
+    seconds: tuple[float, float], clips: int, count: int, seed: int, bucketed: bool, rate: int = RATE
+) -> list[Batch]:
     """Noise of log-normal lengths within `seconds`; bucketed, clips side by side among forty times as many, sorted."""
     rng = np.random.default_rng(seed)
     shortest, longest = seconds
@@ -168,13 +176,14 @@ def draw_batches(seconds: tuple[float, float], clips: int, count: int, seed: int
         lengths_s = lengths_s[rng.permutation(len(lengths_s))]
     batches = []
     for row in lengths_s[:count]:
-        lengths = torch.from_numpy((row * RATE).astype(np.int64))
+        lengths = torch.from_numpy((row * rate).astype(np.int64))
         waveforms = torch.zeros(clips, int(lengths.max()))
         for waveform, length in zip(waveforms, lengths, strict=True):
             waveform[:length] = torch.from_numpy(0.1 * rng.standard_normal(int(length), np.float32))
         ids, starts = [str(number) for number in range(clips)], torch.zeros(clips, dtype=torch.long)
-        one_speaker = {"speaker": torch.zeros(clips, dtype=torch.long)}  # as in CPC_audio's batches
-        batches.append(Batch(waveforms, lengths, ids, starts, one_speaker))
+        # One speaker, as in CPC_audio's batches; two crops of a recording side by side, as in CSC's.
+        labels = {"speaker": torch.zeros(clips, dtype=torch.long), "path": torch.arange(clips) // 2}
+        batches.append(Batch(waveforms, lengths, ids, starts, labels))
     return batches
 
 

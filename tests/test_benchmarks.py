@@ -40,6 +40,16 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "hubert": {"encoder": WAVEFORM, "objective": {"kmeans": {"clusters": 8}, "head_dim": 32}},
     "music2vec": {"encoder": WAVEFORM, "objective": {"top_layers": 2}},
     "data2vec2": {"encoder": WAVEFORM, "objective": {"top_layers": 2, "copies": 2, "decoder_dim": 32}},
+    "csc": {
+        "encoder": {
+            "dim": 16,
+            "heads": 2,
+            "hidden": 16,
+            "shared_blocks": 1,
+            "separation_blocks": 1,
+            "speaker_blocks": 1,
+        }
+    },
 }
 
 
@@ -71,7 +81,21 @@ def convolve_backward_operations(
     return 2 * 2 * math.prod(gradient) * math.prod(weight[1:])
 
 
+def recurrent_operations(x: Sequence[int], weight: Sequence[int], states: Sequence[int], *_: Any, **__: Any) -> int:
+    """Of an LSTM one way, step by step and both products; PyTorch does not count its CPU's."""
+    return 2 * math.prod(x[:2]) * (math.prod(weight) + math.prod(states))
+
+
+def recurrent_backward_operations(
+    x: Sequence[int], weight: Sequence[int], states: Sequence[int], *_: Any, **__: Any
+) -> int:
+    """Twice those of the way there."""
+    return 2 * recurrent_operations(x, weight, states)
+
+
 OPERATORS = {
+    torch.ops.aten.mkldnn_rnn_layer: recurrent_operations,
+    torch.ops.aten.mkldnn_rnn_layer_backward: recurrent_backward_operations,
     torch.ops.auricle.convolve: convolve_operations,
     torch.ops.auricle.convolve_backward: convolve_backward_operations,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
@@ -82,10 +106,10 @@ OPERATORS = {
 
 
 def small(bench: Any, method: str) -> tuple[Any, RunConfig, Batch]:
-    """The method's peers, a run of few weights, and a batch of two clips of at most 2 s."""
+    """The method's peers, a run of few weights, and a batch of two clips of at most 2 s, or four to mix."""
     peer = importlib.import_module(f"peers.{method}")
     seconds = min(peer.SECONDS, (1.5, 2.0))  # windows of one length, or clips of several
-    (batch,) = bench.draw_batches(seconds, clips=2, count=1, seed=0, bucketed=False)
+    (batch,) = bench.draw_batches(seconds, clips=4 if method == "csc" else 2, count=1, seed=0, bucketed=False)
     return peer, edit(edit(preset(peer.PRESET), **getattr(peer, "EDITS", {})), **SIZES[method]), batch
 
 

@@ -165,7 +165,7 @@ class TestEveryProtocol:
     def test_a_label_in_the_embedding_is_found(self, audio, tmp_path, name):
         data = manifest(audio, who=[f"s{clip % 5}" for clip in range(60)])
         (result,) = run(Loudness(), data, "loud", tmp_path, protocol=name, speaker="who", **QUICK)
-        assert result.score == 1
+        assert result.score >= (0.8 if name == "marble-linear" else 1)  # which stops where dev gains nothing more
         assert result.protocol == name
         assert result.grid
         assert result.chosen[0] in result.grid
@@ -440,3 +440,17 @@ def test_missing_and_unreadable_recordings_are_counted(audio, tmp_path):
     assert result.skipped == 3
     assert result.n_test == 18
     assert pq.read_table(result.file.with_suffix(".parquet")).num_rows == 30
+
+
+def test_a_suite_names_all_corpora_that_are_not_there_and_what_to_do_without_them(tmp_path):
+    (tmp_path / "savee").mkdir()
+    with pytest.raises(EvaluationError, match=r"lacks voxforge, voxceleb1, .*--tasks noss-savee$") as caught:
+        evaluate("fbank", suite="noss", corpora=tmp_path, output=tmp_path / "results")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["auricle", "knn"])
+def test_clips_that_are_all_alike_have_no_map(audio, tmp_path, name):
+    (result,) = run(Loudness(scale=0.0), manifest(audio), "loud", tmp_path, protocol=name, **QUICK)
+    assert np.isnan(result.predictions()["map_x"].to_numpy(zero_copy_only=False).astype(float)).all()
+    assert result.low <= result.score <= result.high

@@ -103,7 +103,8 @@ class Plan:
         found = "\n".join(f"  {found}" for found in self.found.values()) or "  none"
         steps = "\n".join(f"  {number}. {step}" for number, step in enumerate(self.steps, 1))
         known = [step.seconds for step in self.steps if step.seconds is not None and not step.problem]
-        total = f"\n  together about {_time(sum(known))} on this machine" if known and not self.problems else ""
+        whole = known and not self.problems
+        total = f"\n  together about {_time(sum(known))} on this machine, without probes" if whole else ""
         return (
             f"{self.recipe.name}: {self.recipe.row}\n{self.recipe.paper}\n\n{self._reported()}\n"
             f"cost: {self.recipe.cost}\n\nrecordings in {self.root}\n{found}\n\n"

@@ -22,6 +22,7 @@ from auricle.evaluation.metrics import Outcomes
 from auricle.evaluation.prepare import UNLABELLED, Prepared
 from auricle.evaluation.probes.heads import Examples, Trial
 from auricle.evaluation.probes.protocols import Probe, Prober
+from auricle.evaluation.tasks.mir13 import MusicTask
 
 DEV_FRAMES = 5_000
 """Most frames a probe is chosen on: drawn at random from all labelled ones, the same for every encoder."""
@@ -77,6 +78,10 @@ def answer(embedder: Embedder, ready: Prepared, prober: Prober) -> list[Fold]:
         from auricle.evaluation.probes.events import answer_events  # which imports this module
 
         return answer_events(embedder, ready, prober)
+    if isinstance(ready.task, MusicTask) and ready.task.level == "clip":
+        from auricle.evaluation.probes.tracks import answer_tracks  # which imports this module
+
+        return answer_tracks(embedder, ready, prober)
     if ready.task.level == "frame":
         return [_answer_frames(embedder, ready, assignment, prober) for assignment in ready.assignments]
     present, layers = embedder.clips(ready.manifest)
@@ -318,7 +323,7 @@ def _predictions(ready: Prepared, answers: Answers) -> list[str | None]:
         return [None] * len(answers.rows)
     mean = answers.outputs.mean(0)
     if ready.task.kind == "values":
-        return [f"{value:.6g}" for value in mean]
+        return [";".join(f"{value:.6g}" for value in np.atleast_1d(values)) for values in mean]
     if ready.task.kind == "classes":
         return [ready.classes[code] for code in mean.argmax(1)]
     return [";".join(name for name, hit in zip(ready.classes, row, strict=True) if hit) for row in mean > 0.5]
@@ -331,18 +336,30 @@ def _flat(ready: Prepared, answers: Answers) -> list[list[float] | None]:
     return list(answers.outputs.swapaxes(0, 1).reshape(len(answers.rows), -1))
 
 
+def _clips(embedder: Embedder, ready: Prepared, rows: NDArray[np.int64]) -> tuple[NDArray[np.bool_], ByLayer]:
+    """Which of some clips could be embedded, and their vectors; of clips that are cut, the means of their chunks."""
+    if not isinstance(ready.task, MusicTask):
+        return embedder.clips(ready.manifest.select(rows))
+    from auricle.evaluation.probes.tracks import hear_tracks  # which imports this module
+
+    heard = hear_tracks(embedder, ready)
+    present = np.isin(rows, heard.rows)
+    place = torch.from_numpy(np.searchsorted(heard.rows, rows[present]))
+    return present, {layer: x[place] for layer, x in heard.means().items()}
+
+
 def with_map(predictions: pa.Table, embedder: Embedder, ready: Prepared, heads: Heads) -> pa.Table:
     """The table with `map_x`, `map_y`: a t-SNE (started from PCA) of what the chosen head sees of at most 500 clips."""
     xy = np.full((len(predictions), 2), np.nan)
     if ready.task.level == "clip":
         order = {clip_id: row for row, clip_id in enumerate(ready.manifest.column("clip_id"))}
         rows = np.array([order[clip_id] for clip_id in predictions["clip_id"].to_pylist()])
-        present, layers = embedder.clips(ready.manifest.select(rows))
+        present, layers = _clips(embedder, ready, rows)
         shown = np.flatnonzero(present)
         shown = shown[np.unique(np.linspace(0, len(shown) - 1, MAPPED).astype(int))] if len(shown) > MAPPED else shown
-        if len(shown) > 4:
-            taken = torch.from_numpy((np.cumsum(present) - 1)[shown])
-            seen = heads.view({layer: layers[layer][taken] for layer in heads.layers}).numpy()
+        taken = torch.from_numpy((np.cumsum(present) - 1)[shown])
+        seen = heads.view({layer: layers[layer][taken] for layer in heads.layers}).numpy() if len(shown) else shown
+        if len(np.unique(seen, axis=0)) > 4:  # t-SNE does not survive clips that are all alike
             perplexity = min(30.0, (len(shown) - 1) / 3)
             xy[shown] = TSNE(init="pca", perplexity=perplexity, max_iter=300, random_state=0).fit_transform(seen)
     for name, column in zip(("map_x", "map_y"), xy.T, strict=True):

@@ -8,7 +8,7 @@ score itself is its value where every unit weighs 1.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -27,6 +27,7 @@ METRICS: dict[str, Kind] = {
     "accuracy": "classes",
     "balanced_accuracy": "classes",
     "error_rate": "classes",
+    "weighted_key": "classes",
     "map": "labels",
     "roc_auc": "labels",
     "r2": "values",
@@ -187,7 +188,12 @@ def _balanced(outcomes: Outcomes) -> Score:
 
 
 def _regression(metric: str, outcomes: Outcomes) -> Score:
+    """Of several values, targets (N, K), the mean over them."""
     assert outcomes.outputs is not None
+    if outcomes.target.ndim > 1:
+        values = zip(outcomes.target.T, outcomes.outputs.transpose(2, 0, 1), strict=True)
+        each = [_regression(metric, replace(outcomes, target=one, outputs=told)) for one, told in values]
+        return lambda weights: np.mean([score(weights) for score in each], axis=0)
     y = outcomes.target.astype(np.float64)
     y = y - y.mean()
     error = outcomes.outputs - outcomes.target.astype(np.float64)  # (S, N)

@@ -85,7 +85,10 @@ def prepare(
         raise EvaluationError(f"task {task.name}: metric {task.scored_by} cannot score {task.kind}")
     if task.kind == "labels":
         manifest = manifest.with_column(task.target, [sorted(_labels(value)) for value in manifest.column(task.target)])
-    made = [_fewer(task, manifest, part) for part in _splits(task, manifest)]
+    try:
+        made = [_fewer(task, manifest, part) for part in _splits(task, manifest)]
+    except ManifestError as error:
+        raise ManifestError(f"task {task.name}: {error}") from None
     if fold is not None and fold >= len(made):
         raise EvaluationError(f"task {task.name}: has folds 0 to {len(made) - 1}, and no fold {fold}")
     made = made if fold is None else made[fold : fold + 1]

@@ -157,9 +157,10 @@ def read_outcomes(kind: Kind, classes: Sequence[str], test: pa.Table) -> Outcome
         outputs = np.asarray(test["outputs"].to_pylist(), np.float64)
         outputs = outputs.reshape(len(texts), -1, max(len(classes), 1)).swapaxes(0, 1)  # (S, N, K)
     if kind == "values":
-        return Outcomes(
-            unit, np.asarray(texts, np.float64), correct, total, outputs[..., 0] if outputs is not None else None
-        )
+        targets = np.array([text.split(";") for text in texts], np.float64)  # (N, K)
+        if targets.shape[1] == 1:
+            targets, outputs = targets[:, 0], None if outputs is None else outputs[..., 0]
+        return Outcomes(unit, targets, correct, total, outputs)
     if kind == "labels":
         hits = [[name in text.split(";") for name in classes] for text in texts]
         return Outcomes(unit, np.asarray(hits, np.int64), correct, total, outputs)
@@ -244,8 +245,8 @@ def table(results: Sequence[Result], style: Style = "text") -> str:
         heads.append(f"{first.task}@{first.protocol}" if several else first.task)
         metrics.append(first.metric.replace("_", " ") + (" %" if first.kind != "values" else ""))
         for result, mark in zip(column, _marks(column), strict=True):
-            half = (result.high - result.low) / 2
-            cells[_key(result)][key] = f"{_number(result, result.score)} ± {_number(result, half)}{mark}"
+            half = f" ± {_number(result, (result.high - result.low) / 2)}" if result.units > 1 else ""
+            cells[_key(result)][key] = f"{_number(result, result.score)}{half}{mark}"
     rows = [["encoder", *heads], ["", *metrics]]
     for name in names:
         shown = name[0] if sum(other[0] == name[0] for other in names) == 1 else f"{name[0]} ({name[1][:6]})"

@@ -22,6 +22,7 @@ import torch
 from tqdm import tqdm
 
 from auricle.config import edit
+from auricle.data.corpora import has_corpus
 from auricle.data.manifest import Manifest, Sources
 from auricle.encoders.base import WORDS, Encoder, Pooling, choose_layers
 from auricle.encoders.checkpoint import load
@@ -29,14 +30,17 @@ from auricle.errors import EvaluationError
 from auricle.evaluation.answers import Answers, Fold, answer, of_seed, outcomes, table, with_map
 from auricle.evaluation.cache import Cache
 from auricle.evaluation.embedder import Embedder
-from auricle.evaluation.metrics import LOWER_IS_BETTER, bootstrap, chance, scorer
+from auricle.evaluation.metrics import LOWER_IS_BETTER, Score, bootstrap, chance, scorer
+from auricle.evaluation.music import KEY_METRIC, each_value, key_chance, key_credit
 from auricle.evaluation.prepare import UNLABELLED, Prepared, prepare, read_task
 from auricle.evaluation.probes.heads import Head, Layer, ProbeConfig, Trial
 from auricle.evaluation.probes.protocols import prober
+from auricle.evaluation.probes.tracks import prepare_music
 from auricle.evaluation.results import Choice, Measure, Result, read_result, result_path, write_result
 from auricle.evaluation.tasks import Task, suite_tasks, task
 from auricle.evaluation.tasks.custom import custom_task
 from auricle.evaluation.tasks.hear import hear_tasks
+from auricle.evaluation.tasks.mir13 import MusicTask
 
 log = logging.getLogger("auricle")
 
@@ -201,15 +205,29 @@ def _under(protocol: str | None, record: Task) -> Task:
 
 
 def _prepared(records: Sequence[Task], corpora: Path | str | None) -> list[Prepared]:
-    """Tasks with their recordings; a corpus that several share is read once."""
+    """Tasks with their recordings; a corpus that several share is read once.
+
+    Raises `EvaluationError` where some corpora are there and others are not, before any is read.
+    """
+    absent = [record for record in records if corpora and not has_corpus(record.corpus, corpora)]
+    if 0 < len(absent) < len(records):
+        lacking = ", ".join(dict.fromkeys(record.corpus for record in absent))
+        there = " ".join(record.name for record in records if record not in absent)
+        raise EvaluationError(
+            f"{corpora}: lacks {lacking} (auricle list corpora says where to get them); without them: --tasks {there}"
+        )
     manifests: dict[tuple[str, str], Manifest] = {}
     prepared = []
     for record in records:
         key = record.corpus, repr(sorted(record.options.items()))
         if key not in manifests:
             manifests[key] = read_task(record, corpora)
-        prepared.append(prepare(record, manifests[key]))
+        prepared.append(_ready(record, manifests[key]))
     return prepared
+
+
+def _ready(record: Task, manifest: Manifest) -> Prepared:
+    return prepare_music(record, manifest) if isinstance(record, MusicTask) else prepare(record, manifest)
 
 
 def task_name(data: Any, target: str) -> str:
@@ -260,7 +278,7 @@ def _evaluate(
         chosen=[_choice(fold.fitted.choice) for fold in folds],
         grid=[_choice(trial) for trial in folds[0].fitted.trials],
         skipped=max(fold.skipped for fold in folds),
-        further=_oracle(ready, folds),
+        further=_oracle(ready, folds) | _beside(ready, tests),
         transductive=heard(embedder.name, ready, tests),
         seconds_encode=encoded,
         seconds_probe=probed - encoded,
@@ -285,6 +303,19 @@ def _oracle(ready: Prepared, folds: list[Fold]) -> dict[str, Measure]:
         if len(tests) == len(folds) and (best is None or (value < best[0]) == (metric in LOWER_IS_BETTER)):
             best = value, *bootstrap(score, told.units)
     return {} if best is None else {"oracle": Measure.of(*best)}
+
+
+def _beside(ready: Prepared, tests: list[Answers]) -> dict[str, Measure]:
+    """Mean average precision beside areas under ROC curves, and R² of each of several values."""
+    if not isinstance(ready.task, MusicTask) or ready.task.level == "frame":
+        return {}
+    told, found = outcomes(ready, tests), dict[str, Score]()
+    if ready.task.scored_by == "roc_auc":
+        found["map"] = scorer("map", told)
+    if ready.task.also:
+        found = {f"r2 {name}": scorer("r2", one) for name, one in each_value(told, ready.classes).items()}
+    one = np.ones((1, told.units))
+    return {name: Measure.of(float(score(one)[0]), *bootstrap(score, told.units)) for name, score in found.items()}
 
 
 def scored(ready: Prepared, tests: list[Answers], **others: Any) -> Result:
@@ -336,6 +367,8 @@ def _chance(ready: Prepared, tests: list[Answers]) -> float:
     if ready.task.level == "frame":
         targets = np.concatenate(list(targets))
         targets = targets[targets != UNLABELLED]
+    if ready.task.scored_by == KEY_METRIC:
+        return key_chance(key_credit(ready.classes), targets)
     return chance(ready.task.scored_by, targets)
 
 

@@ -252,6 +252,11 @@ CORPORA = {
 """Name to record."""
 
 
+def has_corpus(name: str, root: str | Path) -> bool:
+    """Whether `find_corpus` has something to read."""
+    return name == "bundled" or (Path(root) / name).is_dir() or (Path(root) / f"{name}.parquet").is_file()
+
+
 def find_corpus(name: str, root: str | Path | None = None, **options: Any) -> Manifest:
     """The manifest of a corpus among others: of `root/name.parquet`, as `auricle prepare` writes it, or of `root/name`.
 

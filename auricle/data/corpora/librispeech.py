@@ -132,7 +132,9 @@ def _transcripts(root: Path, subset: str) -> dict[str, str]:
             name, _, text = line.partition(" ")
             texts[name] = text
     if not texts:
-        raise ManifestError(f"{root / subset}: no transcripts; expected {LAYOUT}")
+        raise ManifestError(
+            f"{root / subset}: no transcripts; expected {LAYOUT}; get it from https://www.openslr.org/12"
+        )
     return texts
 
 

@@ -168,6 +168,8 @@ class Noss:
             for speakers, l2 in itertools.product((False, True)[: 1 + both], (False, True)):
                 normalisation = Normalisation(l2, speakers)
                 x, x_dev = (normalisation(part.layers[layer], part.groups) for part in (train, dev))
+                if not np.ptp(x, 0).any():  # as by speaker, where each has but one clip
+                    continue
                 for name, estimators in self._fitted(x, targets):
                     blank = Trial(name, layer, None, (), str(normalisation))
                     row = Row(blank, normalisation, estimators, seen, classes)
@@ -178,14 +180,14 @@ class Noss:
                     if (key := (float(np.mean(scores)), -loss)) > best:
                         best, choice, kept = key, trial, rows
         if choice is None:
-            raise EvaluationError("no estimator of the grid reached a finite dev score")
+            raise EvaluationError("no estimator of the grid reached a finite dev score: are all embeddings alike?")
         return Estimators(choice, trials, kept)
 
     def _fitted(self, x: Matrix, targets: NDArray[np.int64]) -> Iterator[tuple[str, list[Estimator]]]:
         if self.converged:
-            plain = fit_logistic(x, targets, c=C)
+            plain, balanced = fit_logistic(x, targets, np.ones(len(x)), balanced_weights(targets), c=C)
             yield "logistic regression", [plain]
-            yield "balanced logistic regression", [fit_logistic(x, targets, balanced_weights(targets), C, start=plain)]
+            yield "balanced logistic regression", [balanced]
             yield "LDA", [fit_lda(x, targets)]
         else:
             with warnings.catch_warnings():

@@ -1,10 +1,10 @@
 """Multinomial logistic regression with hardly any regularisation, to convergence.
 
 On embeddings the problem is badly conditioned, and where the classes can be separated the weights grow until the
-penalty stops them. Newton's method stands that: its steps are found by conjugate gradients on a preconditioner, the
-Gram matrix of the features weighted by how undecided each row is, which is made anew when it serves badly. The line
-search is exact and costs no matrix product, since scores are linear along it. Gradients are in float64; steps, which
-need be no better than roughly right, are found in float32, or in float64 where that proves too rough.
+penalty stops them. L-BFGS stands that, given the inverse of the features' Gram matrix as first guess of the curvature
+and a short memory, since the curvature changes as the margins grow. The line search is exact and costs no matrix
+product: scores are linear along it. Products are in float32, or in float64 where that proves too rough; all else is in
+float64. In the loop NumPy alone does them: another library's threads would wait for the cores that its own hold.
 """
 
 from __future__ import annotations
@@ -14,22 +14,25 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import linalg
+from scipy.linalg import lapack
+from threadpoolctl import threadpool_limits
 
 from auricle.errors import EvaluationError
 from auricle.evaluation.probes.lda import Linear, Matrix
 
-Rough = NDArray[np.float32] | Matrix
-
-ENOUGH = 3e-4
-"""Share of the objective that the last step was expected to gain; what is left is some thirty times less."""
-FORCING = 0.2
-"""How far conjugate gradients shrink the residual's norm (the preconditioner's) before a step is taken."""
-REFRESH = 12
-"""Conjugate gradient steps after which the next Newton step gets a new preconditioner."""
-FLOOR = 0.01
-"""Weight of decided rows in the preconditioner, as a share of the mean."""
-MAX_NEWTON, MAX_CG = 100, 100
+ENOUGH = 1e-4
+"""Share of the objective that may be left, by a bound; what is left is some four times less."""
+IDLE, STALLED = 10, 2e-5
+"""Where the bound is loose: steps that together gained less than this share of the objective end the descent."""
+SMALL = 10**8
+"""Multiplications of a product below which threads would wait for each other longer than they work."""
+MEMORY = 5
+"""Steps whose curvature is remembered."""
+RIDGE = 0.3
+"""Added to the Gram matrix's diagonal, as a share of its mean."""
+FLAT = 0.1
+"""Slope at which the line search ends, as a share of the first."""
+MAX_STEPS = 2000
 
 
 def balanced_weights(targets: NDArray[np.int64]) -> Matrix:
@@ -51,155 +54,131 @@ def objective(model: Linear, x: Matrix, targets: NDArray[np.int64], weights: Mat
     return float(weights @ losses) + penalty / (2 * c)
 
 
-def fit_logistic(
-    x: Matrix, targets: NDArray[np.int64], weights: Matrix | None = None, c: float = 1e5, start: Linear | None = None
-) -> Linear:
-    """The minimum of `objective` for x (N, D) with targets (N,) in 0..K-1, each of which occurs, and weights (N,).
+def fit_logistic(x: Matrix, targets: NDArray[np.int64], *weights: Matrix, c: float = 1e5) -> list[Linear]:
+    """The minimum of `objective` for x (N, D), targets (N,) in 0..K-1, all of which occur, for each of `weights` (N,).
 
-    `start` saves steps: discriminants, or the solution for other weights.
+    Each begins at the last one's solution and shares its matrices, which saves most of the work.
     """
-    mean = x.mean(0)
-    centred = x - mean
-    basis, features = _reduced(centred)
-    unit = float(np.sqrt(np.square(features).mean())) or 1.0
-    features = np.concatenate([features, np.full((len(x), 1), unit)], 1)  # the last one's weights are the intercept
-    classes = int(targets.max()) + 1
-    w = np.zeros((classes, features.shape[1]))
-    if start is not None:
-        first = start.weights if basis is None else linalg.solve_triangular(basis, centred @ start.weights, lower=True)
-        w[:, :-1], w[:, -1] = first.T, (start.bias + mean @ start.weights) / unit
-    penalty = np.full(w.shape[1], (2.0 if classes == 2 else 1.0) / c)
-    penalty[-1] = 0
-    w = _Problem(features, targets, np.ones(len(x)) if weights is None else weights, penalty).minimise(w)
-    bias, w = w[:, -1] * unit, w[:, :-1].T
-    w = w if basis is None else centred.T @ linalg.solve_triangular(basis, w, lower=True, trans="T")
-    return Linear(w, bias - mean @ w)
+    few = x.size * (int(targets.max()) + 1) < SMALL
+    with threadpool_limits(1 if few else None, user_api="blas"):
+        mean = x.mean(0)
+        centred = x - mean
+        unit = float(np.sqrt(np.square(centred).mean())) or 1.0
+        centred /= unit
+        basis = None if 2 * len(x) >= x.shape[1] else _factor(centred @ centred.T)
+        features = np.concatenate(
+            [centred if basis is None else basis, np.ones((len(x), 1))], 1
+        )  # the intercept's is 1
+        classes = int(targets.max()) + 1
+        problem = _Problem(features, targets, (2.0 if classes == 2 else 1.0) / c / unit**2)
+        w = np.zeros((classes, features.shape[1]))
+        models = []
+        for s in weights:
+            w = problem.minimise(w, s)
+            vectors = (w[:, :-1] if basis is None else np.linalg.solve(basis.T, w[:, :-1].T).T @ centred).T / unit
+            models.append(Linear(vectors, w[:, -1] - mean @ vectors))
+        return models
 
 
-def _reduced(x: Matrix) -> tuple[Matrix | None, Matrix]:
-    """x (N, D) itself, or with fewer rows than features the Cholesky factor (N, N) of x xᵀ, twice.
+def _factor(gram: Matrix) -> Matrix:
+    """Lower Cholesky factor (N, N) of x xᵀ for x (N, D), with the least ridge that allows it: it may stand for x.
 
     Weights in the span of the rows of x are as long as those of the factor's columns with the same scores, and at the
-    minimum they lie there: the smaller problem is the same one.
+    minimum they lie there: with few rows, the smaller problem is the same one.
     """
-    if len(x) >= x.shape[1]:
-        return None, x
-    gram = x @ x.T
-    factor = _cholesky(gram, 1e-13)
-    return factor, factor
-
-
-def _cholesky(gram: NDArray[Any], ridge: float) -> NDArray[Any]:
-    """Lower factor of a Gram matrix, with the least of a growing share of its mean diagonal added that allows it."""
     corner = np.diag_indices_from(gram)
-    size = gram[corner].mean()
+    size, ridge = gram[corner].mean(), 1e-13
     while ridge < 1:
         gram[corner] += ridge * size
         try:
-            return np.asarray(linalg.cholesky(gram, lower=True, check_finite=False))
-        except linalg.LinAlgError:
+            return np.asarray(np.linalg.cholesky(gram))
+        except np.linalg.LinAlgError:
             ridge *= 10
     raise EvaluationError("logistic regression: the embeddings are constant or not finite")
 
 
 class _Problem:
-    """Features x (N, D + 1), targets and weights s (N,), and the penalty (D + 1,) of each feature's squared weights.
+    """Features x (N, D), the last of them 1, targets (N,), and the penalty of each squared weight but the last.
 
-    Arrays are (K, N) and (K, D + 1): sums over the classes then run along contiguous rows.
+    Weights and gradients are (K, D), scores (K, N): sums over the classes then run along contiguous rows.
     """
 
-    def __init__(self, x: Matrix, targets: NDArray[np.int64], s: Matrix, penalty: Matrix) -> None:
-        self.x, self.targets, self.s, self.penalty = x, targets, s, penalty
-        self.rough: Any = x.astype(np.float32)
+    def __init__(self, x: Matrix, targets: NDArray[np.int64], penalty: float) -> None:
+        self.exact, self.own = x, (targets, np.arange(len(x)))
+        self.x: Any = x.astype(np.float32)
+        self.penalty = np.append(np.full(x.shape[1] - 1, penalty), 0.0)
+        gram = self.x.T @ self.x
+        gram[np.diag_indices_from(gram)] += np.float32(RIDGE) * gram.diagonal().mean()
+        lower = lapack.spotri(lapack.spotrf(gram.T, lower=True)[0], lower=True)[0]
+        self.inverse: Any = np.tril(lower) + np.tril(lower, -1).T
 
-    def minimise(self, w: Matrix) -> Matrix:
-        """Weights (K, D + 1) at the minimum, from w."""
-        z = self.margins(w @ self.x.T)
-        factor, count = None, 0
-        for _ in range(MAX_NEWTON):
-            p, value = self.probabilities(w, z)
-            gradient = self.gradient(w, p)
-            if factor is None or count > REFRESH:
-                factor = self.preconditioner(p)
-            direction, count = self.newton(p, gradient, factor)
-            gain = -float(np.vdot(gradient, direction))
-            if (count == MAX_CG or not gain > 0) and self.rough is not self.x:  # more than float32 can do
-                self.rough, factor = self.x, None
+    def minimise(self, w: Matrix, s: Matrix) -> Matrix:
+        """Weights (K, D) at the minimum for rows weighted by s (N,), from w."""
+        memory = _Memory(w.size)
+        z, step = self.margins(w), w
+        values: list[float] = []
+        before = None
+        for _ in range(MAX_STEPS):
+            slope, value = self.slope(w, z, s)
+            gradient = self.gradient(w, slope)
+            solved = self.solve(gradient)
+            if before is not None:
+                memory.add(step, gradient - before[0], solved - before[1])
+            direction = -memory.times(gradient, solved)
+            values.append(value)
+            bound = float(np.square(gradient[:, :-1]).sum()) / (2 * self.penalty[0])  # the penalty's curvature is known
+            idle = len(values) > IDLE and values[-1 - IDLE] - value < STALLED * value
+            descends = float(np.vdot(gradient, direction)) < 0
+            if bound < ENOUGH * value or idle or not descends:
+                if self.x is self.exact or (descends and self.precise(w, gradient, s)):
+                    return w
+                self.x, before, memory, values = self.exact, None, _Memory(w.size), []
+                z = self.margins(w)
                 continue
-            if not gain > 0:  # at the minimum, but for rounding
-                return w
-            along = self.margins(direction @ self.x.T)
-            length = self.line(w, z, along, direction, 1.0)
-            w = w + length * direction
-            z = z + length * along
-            if gain < ENOUGH * value:
-                return w
+            along = self.margins(direction)
+            length = self.line(w, z, s, along, direction, -float(np.vdot(gradient, direction)))
+            before, step = (gradient, solved), length * direction
+            w = w + step
+            z += length * along
         return w
 
-    def margins(self, scores: Matrix) -> Matrix:
+    def margins(self, w: Matrix) -> Matrix:
         """Scores (K, N), less each row's of its own class, so that they stay precise where classes are far apart."""
-        return scores - scores[self.targets, np.arange(scores.shape[1])]
+        scores: Matrix = (w.astype(self.x.dtype) @ self.x.T).astype(np.float64)
+        scores -= scores[self.own]
+        return scores
 
-    def probabilities(self, w: Matrix, z: Matrix) -> tuple[Matrix, float]:
-        """Of the classes (K, N) at margins z (K, N), and the objective."""
+    def slope(self, w: Matrix, z: Matrix, s: Matrix) -> tuple[Matrix, float]:
+        """Of the losses by the scores (K, N) at margins z (K, N), and the objective."""
         top = z.max(0)
-        p = np.exp(z - top)
-        total = p.sum(0)
-        p /= total
-        return p, float(self.s @ (np.log(total) + top)) + 0.5 * float(np.square(w).sum(0) @ self.penalty)
+        slope = np.exp(z - top)
+        total = slope.sum(0)
+        slope *= s / total
+        slope[self.own] -= s
+        return slope, float(s @ (np.log(total) + top)) + 0.5 * float(np.square(w).sum(0) @ self.penalty)
 
-    def gradient(self, w: Matrix, p: Matrix) -> Matrix:
-        """(K, D + 1), where the probabilities are p (K, N)."""
-        slope = p * self.s
-        slope[self.targets, np.arange(p.shape[1])] -= self.s
-        return np.asarray(slope @ self.x + self.penalty * w)
+    def gradient(self, w: Matrix, slope: Matrix) -> Matrix:
+        """(K, D), of the objective by the weights."""
+        size = float(np.abs(slope).max()) or 1.0  # in float32's range
+        return np.asarray((slope / size).astype(self.x.dtype) @ self.x * size + self.penalty * w)
 
-    def preconditioner(self, p: Matrix) -> Rough:
-        """Cholesky factor (D + 1, D + 1) of the features' Gram matrix, rows weighted by how undecided they are."""
-        kind = self.rough.dtype
-        undecided = self.s * (1 - np.square(p).sum(0))
-        undecided += FLOOR * undecided.mean()
-        size = undecided.mean()
-        rows = self.rough * np.sqrt(undecided / size)[:, None].astype(kind)
-        gram = rows.T @ rows
-        gram[np.diag_indices_from(gram)] += (self.penalty / size).astype(kind)
-        return _cholesky(gram, 1e-7 if kind == np.float32 else 1e-12)
-
-    def newton(self, p: Matrix, gradient: Matrix, factor: Rough) -> tuple[Matrix, int]:
-        """Newton's step (K, D + 1), about, by preconditioned conjugate gradients, and how many steps they took."""
-        kind = self.rough.dtype
+    def solve(self, gradient: Matrix) -> Matrix:
+        """The inverse of the Gram matrix times a gradient (K, D)."""
         size = float(np.abs(gradient).max()) or 1.0
-        probabilities, curvature = p.astype(kind), (p * self.s / size).astype(kind)  # in float32's range
-        penalty = (self.penalty / size).astype(kind)
-        residual = (-gradient / size).astype(kind)
-        direction = np.zeros_like(residual)
-        solved = search = self.solve(factor, residual)
-        product = first = float(np.vdot(residual, solved))
-        count = 0
-        while count < MAX_CG:
-            count += 1
-            scores = search @ self.rough.T
-            scores -= (probabilities * scores).sum(0)
-            bent = (curvature * scores) @ self.rough + penalty * search
-            length = kind.type(product / float(np.vdot(search, bent)))
-            direction += length * search
-            residual -= length * bent
-            solved = self.solve(factor, residual)
-            before, product = product, float(np.vdot(residual, solved))
-            if product <= FORCING**2 * first:
-                break
-            search = solved + kind.type(product / before) * search
-        return direction.astype(np.float64), count
+        return np.asarray((gradient / size).astype(np.float32) @ self.inverse * size, np.float64)
 
-    def solve(self, factor: Rough, v: Rough) -> Any:
-        """The preconditioner's inverse times v (K, D + 1)."""
-        solved: Any = linalg.cho_solve((factor, True), v.T, check_finite=False)
-        return np.asarray(solved.T, v.dtype)
+    def precise(self, w: Matrix, gradient: Matrix, s: Matrix) -> bool:
+        """Whether the gradient by float32 is that by float64, but for less than its half."""
+        rough, self.x = self.x, self.exact
+        exact = self.gradient(w, self.slope(w, self.margins(w), s)[0])
+        self.x = rough
+        error = exact - gradient
+        return float(np.vdot(error, self.solve(error))) < 0.25 * float(np.vdot(exact, self.solve(exact)))
 
-    def line(self, w: Matrix, z: Matrix, along: Matrix, direction: Matrix, length: float) -> float:
-        """How far to go along a direction to minimise the objective: Newton's method, begun at `length`."""
+    def line(self, w: Matrix, z: Matrix, s: Matrix, along: Matrix, direction: Matrix, steep: float) -> float:
+        """How far to go along a direction that descends by `steep` at first: Newton's method for the lowest point."""
         slope, bend = (float((v * direction).sum(0) @ self.penalty) for v in (w, direction))
-        low, high = 0.0, math.inf
+        length, low, high = 1.0, 0.0, math.inf
         for _ in range(50):
             p = z + length * along
             p -= p.max(0)
@@ -208,13 +187,48 @@ class _Problem:
             p *= along
             mean = p.sum(0) / total
             p *= along
-            first = slope + length * bend + float(self.s @ mean)
-            second = bend + float(self.s @ (p.sum(0) / total - mean**2))
+            first = slope + length * bend + float(s @ mean)
+            second = bend + float(s @ (p.sum(0) / total - mean**2))
             low, high = (length, high) if first < 0 else (low, length)
+            if abs(first) < FLAT * steep:
+                return length
             goal = length - first / second if second > 0 else math.inf
-            if abs(goal - length) < 0.1 * length:
-                return goal
             if not low < goal < high:  # Newton's method may jump to and fro where the curvature changes much
                 goal = (low + high) / 2 if high < math.inf else 4 * length
             length = min(goal, 4 * length)
         return length
+
+
+class _Memory:
+    """The inverse curvature by the last steps and what they did to the gradient (Byrd, Nocedal & Schnabel 1994).
+
+    It is begun by a matrix H; `solved` is H times what stands before it. Pairs are scaled to a product of 1.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.steps, self.changes, self.solved = np.zeros((3, 0, size), np.float32)
+
+    def add(self, step: Matrix, change: Matrix, solved: Matrix) -> None:
+        """Remember a step, unless rounding hides its curvature, and forget the oldest of too many."""
+        product = float(np.vdot(step, change))
+        if product > 0:
+            rows = (self.steps, step), (self.changes, change), (self.solved, solved)
+            self.steps, self.changes, self.solved = (
+                np.concatenate([old[1 - MEMORY :], (new / math.sqrt(product)).astype(np.float32).reshape(1, -1)])
+                for old, new in rows
+            )
+
+    def times(self, gradient: Matrix, solved: Matrix) -> Matrix:
+        """The inverse curvature times a gradient."""
+        if not len(self.steps):
+            return solved
+        size = float(np.abs(gradient).max())  # in float32's range
+        flat, hit = ((v / size).astype(np.float32).ravel() for v in (gradient, solved))
+        upper = np.triu(self.steps @ self.changes.T).astype(np.float64)
+        bends = (self.solved @ self.changes.T).astype(np.float64)
+        scale = 1 / bends[-1, -1]
+        first = np.linalg.solve(upper, self.steps @ flat)
+        inner = (np.diag(upper.diagonal()) + scale * bends) @ first - scale * (self.solved @ flat)
+        outer = np.linalg.solve(upper.T, inner)
+        found = scale * hit + outer.astype(np.float32) @ self.steps - (scale * first).astype(np.float32) @ self.solved
+        return np.asarray(found * size, np.float64).reshape(gradient.shape)

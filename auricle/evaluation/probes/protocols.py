@@ -84,6 +84,8 @@ PROTOCOLS = {
     "mockingjay-mlp": Protocol(
         f"{_PROBES}.presets:mockingjay_mlp", "two hidden layers of 768, dropout 0.2, as printed"
     ),
+    "marble": Protocol(f"{_PROBES}.marble:marble", "MARBLE's grid of MLPs: layers or their sum, six learning rates"),
+    "marble-linear": Protocol(f"{_PROBES}.marble:marble_linear", "MARBLE's grid without the hidden layer"),
     "superb": Protocol(f"{_PROBES}.presets:superb", "sum of layers, linear to 256, linear to the classes"),
     "superb-ctc": Protocol("", "of phone recognition alone: sum of layers, 256 units, phones by CTC"),
 }

@@ -122,7 +122,8 @@ class _Learner:
 
     def measured(self, errors: float, loss: float) -> None:
         """Keep the weights if they are better; while only blanks are heard, a falling loss counts as progress."""
-        self.stale = 0 if errors < self.best[0] or loss < self.lowest else self.stale + 1
+        progress = errors < self.best[0] or (errors >= 1 and loss < self.lowest)
+        self.stale = 0 if progress else self.stale + 1
         self.lowest = min(self.lowest, loss) if loss == loss else self.lowest
         if loss == loss and (errors, loss) < self.best:
             self.best = errors, loss

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from auricle.errors import ConfigError, unknown
 from auricle.evaluation.tasks.audio_mae import AUDIO_MAE
+from auricle.evaluation.tasks.mir13 import MIR13
 from auricle.evaluation.tasks.mockingjay import MOCKINGJAY
 from auricle.evaluation.tasks.noss import NOSS, NOSS_PERSONAL
 from auricle.evaluation.tasks.quick import QUICK
@@ -20,6 +21,7 @@ _SUITES = {
     "mockingjay": MOCKINGJAY,
     "audio-mae": AUDIO_MAE,
     "superb-linear": SUPERB,
+    "mir13": MIR13,
     "verification": VERIFICATION,
 }
 

@@ -105,7 +105,8 @@ NOSS = (
     ),
     Task(
         name="noss-esc50-human",
-        corpus="esc50_human",
+        corpus="esc50",
+        options={"human": True},
         target="category",
         kind="classes",
         split="folds",
