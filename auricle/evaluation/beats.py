@@ -176,7 +176,7 @@ def pick_peaks(probabilities: ArrayLike, times: ArrayLike, threshold: float = 0.
     hop = float(np.diff(clock).mean()) if len(clock) > 1 else 1.0
     padded = np.pad(column, 1, constant_values=-1.0)  # so that the first and last frame can be peaks
     peaks, _ = find_peaks(padded, height=threshold, distance=max(1.0, 60 / fastest_bpm / hop))
-    return clock[peaks - 1]
+    return np.asarray(clock[peaks - 1])
 
 
 def frame_targets(beats: ArrayLike, times: ArrayLike, beside: float = 0.5) -> NDArray[np.float32]:

@@ -94,6 +94,10 @@ def _of_clips(x: Tensor) -> Tensor:
     return x[None, :, None, None]
 
 
+CPU_SEQUENCES = 64
+"""Sequences that an LSTM on a CPU takes at once: with more, much of the time goes into fresh pages of memory."""
+
+
 class BiLstm(nn.LSTM):
     """One LSTM layer each way, from rest; sequences lie step by step, (K, N, F)."""
 
@@ -103,7 +107,8 @@ class BiLstm(nn.LSTM):
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """x (K, N, F), N sequences of K steps, to the states (K, N, 2 H) of both directions side by side."""
         if not exporting():
-            return super().forward(x)[0]
+            some = CPU_SEQUENCES if x.device.type == "cpu" else max(1, x.shape[1])
+            return torch.cat([super(BiLstm, self).forward(part)[0] for part in torch.split(x, some, 1)], 1)
         x, (after, before) = x.transpose(0, 1), self.all_weights
         states = [onnx_recurrent("LSTM", x, after), onnx_recurrent("LSTM", x.flip(1), before).flip(1)]
         return torch.cat(states, -1).transpose(0, 1)
