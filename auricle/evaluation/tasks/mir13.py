@@ -1,4 +1,4 @@
-"""Twelve of the thirteen music tasks of music2vec and musicHuBERT (Ma et al. 2023, ISMIR), as MARBLE (Yuan et al. 2023).
+"""Twelve of the thirteen music tasks of music2vec and musicHuBERT (Ma et al. 2023, ISMIR), as in MARBLE (Yuan et al.).
 
 The thirteenth, GTZAN's beats, is not here yet: `evaluation/beats.py` decodes them, but no head answers it.
 """
