@@ -211,11 +211,9 @@ def _prepared(records: Sequence[Task], corpora: Path | str | None) -> list[Prepa
     """
     absent = [record for record in records if corpora and not has_corpus(record.corpus, corpora)]
     if 0 < len(absent) < len(records):
-        lacking = ", ".join(dict.fromkeys(record.corpus for record in absent))
         there = " ".join(record.name for record in records if record not in absent)
-        raise EvaluationError(
-            f"{corpora}: lacks {lacking} (auricle list corpora says where to get them); without them: --tasks {there}"
-        )
+        hint = f"(auricle list corpora says where to get them); without them: --tasks {there}"
+        raise EvaluationError(f"{corpora}: lacks {', '.join(dict.fromkeys(one.corpus for one in absent))} {hint}")
     manifests: dict[tuple[str, str], Manifest] = {}
     prepared = []
     for record in records:
