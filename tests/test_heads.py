@@ -125,7 +125,7 @@ def test_full_batches_reach_the_optima_of_scikit_learn(monkeypatch):
     train = data("classes", 200)
     config = ProbeConfig(lrs=(3e-2,), seeds=(0,), batch=200, max_steps=2000, patience=100)
     with monkeypatch.context() as patch:
-        patch.setattr(heads, "_score", by_loss)
+        patch.setattr(heads, "dev_scores", by_loss)
         ours = fit_heads("classes", train, train, config).predict(train.layers)[0].double()
     reference = LogisticRegression(C=np.inf, max_iter=1000).fit(train.layers[0], train.targets)
     assert log_loss(train.targets, ours / ours.sum(1, keepdim=True)) == pytest.approx(
@@ -190,15 +190,15 @@ def test_dev_scores_are_those_of_scikit_learn():
     rng = torch.Generator().manual_seed(1)
     z, y = torch.randn(2, 3, 50, generator=rng), torch.randint(3, (50,), generator=rng)
     z[..., :10] = 0  # ties
-    balanced = heads._score("classes", z, y, True)[0]
+    balanced = heads.dev_scores("classes", z, y, True)[0]
     assert balanced.tolist() == pytest.approx([balanced_accuracy_score(y, g.argmax(0)) for g in z])
     hits = (torch.rand(50, 3, generator=rng) > 0.7).float()
     z = torch.randn(2, 3, 50, generator=rng)
-    assert heads._score("labels", z, hits, False)[0].tolist() == pytest.approx(
+    assert heads.dev_scores("labels", z, hits, False)[0].tolist() == pytest.approx(
         [average_precision_score(hits, g.T) for g in z]
     )
     values = torch.randn(50, 1, generator=rng)
-    assert heads._score("values", z[:, :1], values, False)[0].tolist() == pytest.approx(
+    assert heads.dev_scores("values", z[:, :1], values, False)[0].tolist() == pytest.approx(
         [r2_score(values[:, 0], g[0]) for g in z]
     )
 

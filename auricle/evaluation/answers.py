@@ -100,7 +100,7 @@ def _answer_clips(
 
     def examples(part: str) -> Examples:
         rows = np.flatnonzero((assignment == part) & present)
-        _refuse_none(rows, part, embedder, ready)
+        refuse_none(rows, part, embedder, ready)
         taken = torch.from_numpy(place[rows])
         targets = torch.from_numpy(ready.targets[rows])
         return Examples({layer: x[taken] for layer, x in layers.items()}, targets, _groups(ready, rows))
@@ -117,7 +117,7 @@ def _answer_clips(
         seen = {layer: x[torch.from_numpy(place[heard])] for layer, x in layers.items()}
         found: Iterable[tuple[Trial, Tensor]] = tests(seen, _groups(ready, heard))
         for trial, outputs in found:
-            answers = _complete(ready, test.rows, present[test.rows], outputs, targets)
+            answers = complete(ready, test.rows, present[test.rows], outputs, targets)
             others.append((trial, answers if ready.task.kind != "classes" else replace(answers, outputs=None)))
     if ready.task.personal:  # every draw of every speaker counts alike, however many clips it tests
         test = _shared(test)
@@ -149,12 +149,12 @@ def clip_answers(
     """
     rows = np.flatnonzero(assignment == part)
     present, layers = embedder.clips(ready.manifest.select(rows))
-    _refuse_none(np.flatnonzero(present), part, embedder, ready)
+    refuse_none(np.flatnonzero(present), part, embedder, ready)
     heard = heads.predict({layer: layers[layer] for layer in heads.layers}, _groups(ready, rows[present]))
-    return _complete(ready, rows, present, heard, train)
+    return complete(ready, rows, present, heard, train)
 
 
-def _complete(
+def complete(
     ready: Prepared, rows: NDArray[np.int64], present: NDArray[np.bool_], found: Tensor, train: NDArray[np.generic]
 ) -> Answers:
     """Predictions (S, n, K) of the clips that are present, and for the others the best constant answer."""
@@ -190,7 +190,7 @@ def _answer_frames(embedder: Embedder, ready: Prepared, assignment: NDArray[np.s
         rows = np.flatnonzero(assignment == part)
         points = _drawn([np.flatnonzero(ready.targets[row] != UNLABELLED) for row in rows], most)
         values, codes, _ = _frames_at(embedder, ready, rows, points, skipped)
-        _refuse_none(codes, part, embedder, ready)
+        refuse_none(codes, part, embedder, ready)
         learnable = np.ones(len(codes), bool) if known is None else np.isin(codes, known)
         kept = torch.from_numpy(np.flatnonzero(learnable))
         return Examples({layer: x[kept] for layer, x in values.items()}, torch.from_numpy(codes)[kept])
@@ -271,7 +271,8 @@ def _drawn(points: list[NDArray[np.int64]], most: int) -> list[NDArray[np.int64]
     return [whole[kept & (clip == index)] for index in range(len(points))]
 
 
-def _refuse_none(found: NDArray[np.int64], part: str, embedder: Embedder, ready: Prepared) -> None:
+def refuse_none(found: NDArray[np.int64], part: str, embedder: Embedder, ready: Prepared) -> None:
+    """Raise `EvaluationError` where no clip (or frame) of a part was `found`."""
     if not len(found):
         raise EvaluationError(
             f"task {ready.task.name}: {embedder.name} could embed none of the clips in {part}; the log says why"

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from auricle.config import Config
-from auricle.evaluation.probes.heads import ROWS, Kind, Layer, ProbeConfig, _candidates
+from auricle.evaluation.probes.heads import ROWS, Kind, Layer, ProbeConfig, candidates
 from auricle.nn.linear import linear
 
 Measure = Callable[[Tensor], Tensor]
@@ -104,7 +104,7 @@ class Group:
 
 def groups(x: Mapping[int, Tensor], probe: ProbeConfig, config: MarbleConfig, outputs: int) -> Iterator[Group]:
     """The grid in groups of layers of one width, whose weights are about as large as they may be."""
-    tried = _candidates(x, probe)
+    tried = candidates(x, probe)
     units = config.hidden if config.head == "mlp" else outputs
     for dim, some in groupby((layer for layer, _ in tried if layer != "sum"), lambda layer: x[layer].shape[1]):
         layers = tuple(some)

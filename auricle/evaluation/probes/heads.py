@@ -179,7 +179,7 @@ def fit_heads(
     classes = int(train.targets.max()) + 1 if kind == "classes" else goals[0].shape[-1]
     trials: list[Trial] = []
     best, chosen = (-math.inf, -math.inf), None
-    for layer, indices in _candidates(train.layers, config):
+    for layer, indices in candidates(train.layers, config):
         mean, scale = zip(*(_statistics(train.layers[index].to(device).float()) for index in indices), strict=True)
         for head in config.heads:
             weights = _initial(head, len(indices), len(mean[0]), classes, config)
@@ -197,7 +197,7 @@ def fit_heads(
     return Fitted(kind, chosen[0], trials, chosen[1], centre, spread)
 
 
-def _candidates(layers: Mapping[int, Tensor], config: ProbeConfig) -> list[tuple[Layer, tuple[int, ...]]]:
+def candidates(layers: Mapping[int, Tensor], config: ProbeConfig) -> list[tuple[Layer, tuple[int, ...]]]:
     """Each layer to try with the indices it reads; the sum reads the layers whose width is the last one's."""
     last = max(layers)
     summed = tuple(index for index in sorted(layers) if layers[index].shape[1] == layers[last].shape[1])
@@ -279,7 +279,7 @@ def _train(
                 _adam(weight, gradient, first, second, lrs, step)
             if step % config.eval_every and step < config.max_steps:
                 continue
-            score, loss = _score(kind, heads(dev_inputs), goals[1], balanced)
+            score, loss = dev_scores(kind, heads(dev_inputs), goals[1], balanced)
             better = (score > best_score) | ((score == best_score) & (loss < best_loss))
             better &= stale < config.patience  # a head that has stopped stays as it was
             best_score, best_loss = torch.where(better, score, best_score), torch.where(better, loss, best_loss)
@@ -333,7 +333,7 @@ def _adam(weight: Tensor, gradient: Tensor, first: Tensor, second: Tensor, lr: T
     weight.addcdiv_(first * (lr * root / (1 - BETAS[0] ** step)), second.sqrt().add_(EPS * root), value=-1)
 
 
-def _score(kind: Kind, logits: Tensor, goals: Tensor, balanced: bool) -> tuple[Tensor, Tensor]:
+def dev_scores(kind: Kind, logits: Tensor, goals: Tensor, balanced: bool) -> tuple[Tensor, Tensor]:
     """Dev score and mean loss, (G,) each, of logits (G, K, N)."""
     if kind == "values":
         loss = (logits - goals.T).square().mean((1, 2))

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from auricle.errors import EvaluationError
 from auricle.evaluation.probes.estimators import plain_layers
-from auricle.evaluation.probes.heads import Examples, Kind, ProbeConfig, Trial, _score
+from auricle.evaluation.probes.heads import Examples, Kind, ProbeConfig, Trial, dev_scores
 
 NEIGHBOURS, TEMPERATURE = 10, 0.07
 """As Wu et al. (2018) weight them."""
@@ -70,7 +70,7 @@ class KNN:
                 found = found.clamp(1e-6, 1 - 1e-6)
             logits = found.logit() if kind == "labels" else found.log() if kind == "classes" else found
             targets = dev.targets.to(device) if kind == "classes" else dev_goals
-            score, loss = (float(value) for value in _score(kind, logits.T[None], targets, balanced))
+            score, loss = (float(value) for value in dev_scores(kind, logits.T[None], targets, balanced))
             trials.append(Trial("knn", layer, None, (score,)))
             if (score, -loss) > best:
                 best, chosen = (score, -loss), (trials[-1], x)

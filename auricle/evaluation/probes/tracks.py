@@ -18,7 +18,7 @@ from torch import Tensor
 from auricle.config import edit
 from auricle.data.manifest import Manifest
 from auricle.errors import EvaluationError
-from auricle.evaluation.answers import Answers, Fold, _complete, _refuse_none
+from auricle.evaluation.answers import Answers, Fold, complete, refuse_none
 from auricle.evaluation.embedder import ByLayer, Embedder
 from auricle.evaluation.music import KEY_METRIC, key_credit
 from auricle.evaluation.prepare import Prepared, prepare
@@ -175,7 +175,7 @@ def hear_tracks(embedder: Embedder, ready: Prepared) -> Chunked:
 def _fold(embedder: Embedder, ready: Prepared, heard: Chunked, assignment: NDArray[np.str_], prober: Prober) -> Fold:
     parts = {part: heard.of(np.flatnonzero(assignment == part)) for part in ("train", "dev", "test")}
     for part, chunks in parts.items():
-        _refuse_none(chunks.rows, part, embedder, ready)
+        refuse_none(chunks.rows, part, embedder, ready)
     goals = {part: torch.from_numpy(ready.targets[chunks.rows]) for part, chunks in parts.items() if part != "test"}
     train, dev = (Examples(parts[part].layers, goals[part][parts[part].track]) for part in goals)
     kind, device = ready.task.kind, str(embedder.encoder.device)
@@ -208,7 +208,7 @@ def _fold(embedder: Embedder, ready: Prepared, heard: Chunked, assignment: NDArr
     def answers(part: str) -> Answers:
         rows = np.flatnonzero(assignment == part)
         present = np.isin(rows, parts[part].rows)
-        found = _complete(ready, rows, present, answered(parts[part]), goals["train"].numpy())
+        found = complete(ready, rows, present, answered(parts[part]), goals["train"].numpy())
         return _credited(ready, found)
 
     skipped = len(ready.manifest) - len(heard.rows)
