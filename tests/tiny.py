@@ -205,6 +205,12 @@ def two_processes_are_one(part: Part, folder: Path, rtol: float = 1e-4) -> None:
 def _one_of_two(rank: int, part: Part, folder: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
+    torch.save(_gradients_of_two(rank, part), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def _gradients_of_two(rank: int, part: Part) -> dict[str, Tensor]:
+    """In a function of its own: a wrapper that outlives its group may wait for ever for the group's thread."""
     with pytest.MonkeyPatch.context() as patch:
         model, batch = part(patch, rank)
         wrapped = nn.parallel.DistributedDataParallel(model)
@@ -214,8 +220,7 @@ def _one_of_two(rank: int, part: Part, folder: str) -> None:
     count = step.count.clone()
     torch.distributed.all_reduce(count)
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    torch.save({name: 2 * weight.grad / count for name, weight in weights.items()}, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    return {name: 2 * weight.grad / count for name, weight in weights.items()}
 
 
 def beats(count: int, seed: int) -> Batch:
