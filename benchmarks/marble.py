@@ -1,13 +1,14 @@
-"""MARBLE's grid of probes: auricle's, all points together, against the best plain loop and a process a point.
+"""MARBLE's 1,008 probes of an encoder: auricle's grid, all points together, against a plain loop and a process a point.
 
     python benchmarks/marble.py --train 1024 --epochs 4 --threads 1
 
-All train 14 x 6 heads (13 layers of a BASE encoder and their learned sum, six learning rates) on the same random
-embeddings, with the same minibatches of 64 and the same number of epochs, none stopped early, and score dev after each.
-The loop keeps all tensors in memory, picks rows by index and uses `torch.nn` modules and fused Adam, a head after
-another. A process a point, as MARBLE's own scripts run them, is one such head with the start of Python, and the reading
-of its layer from a file; it is timed once and multiplied. The floor is what the grid's matrix products, forward and
-backward, take alone in the best shapes it could give them.
+Twelve tasks x (13 layers of a BASE encoder and their learned sum) x six learning rates, on random embeddings that are
+there already, as after one pass of the encoder; the tasks have MIR13's kinds and numbers of classes. Both train with
+the same minibatches of 64 and the same number of epochs, none stopped early, and score dev after each. The loop keeps
+all tensors in memory, picks rows by index and uses `torch.nn` modules and fused Adam, a head after another. A process a
+point, as MARBLE's own scripts run them, is one such head with the start of Python, and the reading of its layer from a
+file; it is timed once and multiplied. The floor is what the matrix products, forward and backward, take alone in the
+best shapes a grid could give them.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import argparse
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from common import CLOCKS, machine, measure, ratio, show_ratio, show_times, wait_for, write_json
@@ -25,19 +27,50 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from auricle.evaluation.probes.heads import Examples, ProbeConfig
-from auricle.evaluation.probes.marble import MarbleConfig, MarbleProber
+from auricle.evaluation.probes.heads import Examples, Kind, ProbeConfig
+from auricle.evaluation.probes.marble import MarbleConfig, MarbleProber, dev_measure
 from auricle.nn.linear import linear
 
 LAYERS = 13
 
 
+class Probed(NamedTuple):
+    """A task's kind, and how many classes, labels or values it has."""
+
+    kind: Kind
+    outputs: int
+
+
+PROBED = {
+    "mtt-tags": Probed("labels", 50),
+    "gtzan-genre": Probed("classes", 10),
+    "giantsteps-key": Probed("classes", 24),
+    "emomusic": Probed("values", 2),
+    "nsynth-instrument": Probed("classes", 11),
+    "nsynth-pitch": Probed("classes", 112),
+    "vocalset-technique": Probed("classes", 10),
+    "vocalset-singer": Probed("classes", 20),
+    "jamendo-instrument": Probed("labels", 40),
+    "jamendo-mood": Probed("labels", 56),
+    "jamendo-genre": Probed("labels", 87),
+    "jamendo-top50": Probed("labels", 50),
+}
+
+
+class Parts(NamedTuple):
+    """What is learned, and what it is chosen by."""
+
+    task: Probed
+    train: Examples
+    dev: Examples
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", choices=PROBED, default=list(PROBED))
     parser.add_argument("--train", type=int, default=1024, help="examples to train on")
     parser.add_argument("--dev", type=int, default=256, help="examples to choose on")
     parser.add_argument("--dim", type=int, default=768)
-    parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--heads", nargs="+", choices=("linear", "mlp"), default=("linear", "mlp"))
@@ -49,13 +82,13 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.one:
-        saved = load_file(args.one, args.device)
-        parts = [Examples({0: saved[f"{name}_x"]}, saved[f"{name}_y"]) for name in ("train", "dev")]
+        saved, task = load_file(args.one, args.device), PROBED[args.tasks[0]]
+        train, dev = (Examples({0: saved[f"{name}_x"]}, saved[f"{name}_y"]) for name in ("train", "dev"))
         config = config_of(args.heads[0], args)
-        train_one(parts[0], parts[1], (0,), config.lrs[0], config)
+        train_one(Parts(task, train, dev), (0,), config.lrs[0], config)
         return
 
-    train, dev = (examples(size, args, seed) for seed, size in enumerate((args.train, args.dev)))
+    every = all_parts(args)
     targets = {"linear": "5 on a CPU, 30 on a GPU", "mlp": "none on a CPU: see the floor; 30 on a GPU"}
     times, ratios, processes = {}, {}, {}
     for head in args.heads:
@@ -63,21 +96,25 @@ def main() -> None:
         multiply = products(config, args)
         loop, grid, floor = f"{head}: plain loop", f"{head}: auricle's grid", f"{head}: floor"
         rows = {
-            loop: lambda config=config: timed(lambda: plain_loop(train, dev, config), args),
-            grid: lambda config=config: timed(lambda: whole_grid(train, dev, config, args), args),
+            loop: lambda config=config: timed(lambda: [plain_loop(parts, config) for parts in every], args),
+            grid: lambda config=config: timed(lambda: [whole_grid(parts, config, args) for parts in every], args),
             floor: lambda run=multiply: timed(run, args),
         }
         times |= measure(rows, args.rounds, clock=args.clock)
         ratios[head] = ratio(times, loop, grid)
-        processes[head] = one_process(head, train, dev, args) * points(config)
-    print(f"{points(config)} heads, {args.train} x {args.dim} embeddings, {args.classes} classes, {args.epochs} epochs")
+        processes[head] = one_process(head, every[0], args) * points(config) * len(every)
+    print(
+        f"{points(config) * len(every)} heads of {len(every)} tasks, {args.train} x {args.dim} embeddings, "
+        f"{args.epochs} epochs"
+    )
     show_times(times, "s")
     print()
     for head, found in ratios.items():
         show_ratio(f"{head}: grid over loop", found, targets[head])
         seconds = float(times[f"{head}: auricle's grid"].min())
         print(f"{head}: a process a point, {processes[head]:.0f} s: {processes[head] / seconds:.0f} times the grid's")
-    settings = {name: getattr(args, name) for name in ("train", "dev", "dim", "classes", "epochs", "rounds", "clock")}
+        print(f"{head}: the grid takes {seconds / float(times[f'{head}: floor'].min()):.2f} of the floor's time")
+    settings = {name: getattr(args, name) for name in ("tasks", "train", "dev", "dim", "epochs", "rounds", "clock")}
     write_json(
         args.json, "marble", **machine(args.threads), device=args.device, **settings, times_s=times, ratios=ratios,
         processes_s=processes,
@@ -97,19 +134,27 @@ def timed(run: Callable[[], object], args: argparse.Namespace) -> None:
     wait_for(torch.device(args.device))
 
 
-def examples(count: int, args: argparse.Namespace, seed: int) -> Examples:
-    """Embeddings whose class shows in every layer, under much noise."""
-    targets = torch.arange(count) % args.classes
-    centres = torch.randn(args.classes, args.dim, generator=torch.Generator().manual_seed(2))
-    rng = torch.Generator().manual_seed(seed)
-    noise = {layer: torch.randn(count, args.dim, generator=rng) for layer in range(LAYERS)}
-    layers = {layer: (3 * x + centres[targets]).to(args.device) for layer, x in noise.items()}
-    return Examples(layers, targets.to(args.device))
+def all_parts(args: argparse.Namespace) -> list[Parts]:
+    """The tasks, which all read the same embeddings: noise in which their targets show faintly."""
+    found = []
+    rng = torch.Generator().manual_seed(0)
+    noise = [[torch.randn(count, args.dim, generator=rng) for _ in range(LAYERS)] for count in (args.train, args.dev)]
+    layers = [{layer: x.to(args.device) for layer, x in enumerate(part)} for part in noise]
+    for task in (PROBED[name] for name in args.tasks):
+        direction = torch.randn(args.dim, task.outputs, generator=torch.Generator().manual_seed(99))
+        goals = [sum(part) @ direction for part in noise]
+        if task.kind == "classes":
+            goals = [goal.argmax(1) for goal in goals]
+            goals[0][: task.outputs] = torch.arange(task.outputs)  # every class is in train
+        elif task.kind == "labels":
+            goals = [(goal > 0).float() for goal in goals]
+        found.append(Parts(task, *(Examples(x, goal.to(args.device)) for x, goal in zip(layers, goals, strict=True))))
+    return found
 
 
-def whole_grid(train: Examples, dev: Examples, config: MarbleConfig, args: argparse.Namespace) -> None:
+def whole_grid(parts: Parts, config: MarbleConfig, args: argparse.Namespace) -> None:
     prober = MarbleProber(config, ProbeConfig(seeds=(0,)))
-    prober.fit("classes", train, dev, balanced=False, device=args.device)
+    prober.fit(parts.task.kind, parts.train, parts.dev, balanced=False, device=args.device)
 
 
 class Summed(nn.Module):
@@ -123,63 +168,73 @@ class Summed(nn.Module):
         return torch.tensordot(x, self.mix.softmax(0), ([1], [0]))
 
 
-def plain_loop(train: Examples, dev: Examples, config: MarbleConfig) -> None:
+def plain_loop(parts: Parts, config: MarbleConfig) -> None:
     wanted = [(layer,) for layer in range(LAYERS)] + [tuple(range(1, LAYERS))]
     for layers in wanted:
         for lr in config.lrs:
-            train_one(train, dev, layers, lr, config)
+            train_one(parts, layers, lr, config)
 
 
-def train_one(train: Examples, dev: Examples, layers: tuple[int, ...], lr: float, config: MarbleConfig) -> None:
+LOSSES = {"classes": F.cross_entropy, "labels": F.binary_cross_entropy_with_logits, "values": F.mse_loss}
+
+
+def train_one(parts: Parts, layers: Sequence[int], lr: float, config: MarbleConfig) -> None:
     torch.manual_seed(0)
+    (kind, outputs), train, dev = parts
+    loss_of, score_of = LOSSES[kind], dev_measure(kind, dev.targets)
     x, x_dev = (
         part.layers[layers[0]] if len(layers) == 1 else torch.stack([part.layers[index] for index in layers], 1)
         for part in (train, dev)
     )
-    dim, classes = x.shape[-1], int(train.targets.max()) + 1
-    parts: list[nn.Module] = [Summed(len(layers))] if len(layers) > 1 else []
+    dim = x.shape[-1]
+    stack: list[nn.Module] = [Summed(len(layers))] if len(layers) > 1 else []
     if config.head == "mlp":
-        parts += [nn.Linear(dim, config.hidden), nn.ReLU(), nn.Dropout(config.dropout)]
+        stack += [nn.Linear(dim, config.hidden), nn.ReLU(), nn.Dropout(config.dropout)]
         dim = config.hidden
-    network = nn.Sequential(*parts, nn.Linear(dim, classes)).to(x.device)
+    network = nn.Sequential(*stack, nn.Linear(dim, outputs)).to(x.device)
     optimizer = torch.optim.Adam(network.parameters(), lr, fused=True)
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "max", 0.5, config.plateau)
-    order, best = torch.Generator().manual_seed(0), -1.0
+    order, best = torch.Generator().manual_seed(0), -torch.inf
     for _ in range(config.max_epochs):
         network.train()
         for rows in torch.randperm(len(x), generator=order).to(x.device).split(config.batch):
-            loss = F.cross_entropy(network(x.index_select(0, rows)), train.targets.index_select(0, rows))
+            loss = loss_of(network(x.index_select(0, rows)), train.targets.index_select(0, rows))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         network.eval()
         with torch.no_grad():
-            accuracy = float((network(x_dev).argmax(1) == dev.targets).float().mean())
-        schedule.step(accuracy)
-        if accuracy > best:
-            best, _ = accuracy, [weight.detach().clone() for weight in network.parameters()]
+            score = float(score_of(network(x_dev).T[None])[0])
+        schedule.step(score)
+        if score > best:
+            best, _ = score, [weight.detach().clone() for weight in network.parameters()]
 
 
-def one_process(head: str, train: Examples, dev: Examples, args: argparse.Namespace) -> float:
+def one_process(head: str, parts: Parts, args: argparse.Namespace) -> float:
     """Seconds, by the wall, of a process that trains one point."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "layer.safetensors"
-        parts = {"train": train, "dev": dev}
-        tensors = {f"{name}_x": part.layers[0] for name, part in parts.items()}
-        save_file(tensors | {f"{name}_y": part.targets for name, part in parts.items()}, file)
+        some = {"train": parts.train, "dev": parts.dev}
+        tensors = {f"{name}_x": part.layers[0] for name, part in some.items()}
+        save_file(tensors | {f"{name}_y": part.targets for name, part in some.items()}, file)
         passed = [f"--{name}={getattr(args, name)}" for name in ("epochs", "device", "threads")]
-        command = [sys.executable, __file__, "--one", str(file), *passed, "--heads", head]
+        command = [sys.executable, __file__, "--one", str(file), *passed, "--heads", head, "--tasks", args.tasks[0]]
         return float(measure({"one": lambda: subprocess.run(command, check=True)}, 1)["one"][0])
 
 
 def products(config: MarbleConfig, args: argparse.Namespace) -> Callable[[], None]:
-    """The matrix products of a whole grid: a layer's heads in one product, as they share an input."""
+    """The matrix products of all grids: a layer's heads in one product, as they share an input."""
+    runs = [products_of(PROBED[name].outputs, config, args) for name in args.tasks]
+    return lambda: [run() for run in runs]  # type: ignore[return-value]
+
+
+def products_of(outputs: int, config: MarbleConfig, args: argparse.Namespace) -> Callable[[], None]:
     lrs, rows, place = len(config.lrs), config.batch, {"device": args.device}
-    first = args.classes if config.head == "linear" else config.hidden
+    first = outputs if config.head == "linear" else config.hidden
     x, w = torch.randn(rows, args.dim, **place), torch.randn(lrs * first, args.dim, requires_grad=True, **place)
     hidden = torch.randn(lrs, config.hidden, rows, requires_grad=True, **place)
-    v = torch.randn(lrs, args.classes, config.hidden, requires_grad=True, **place)
-    slope, top = torch.randn(lrs * first, rows, **place), torch.randn(lrs, args.classes, rows, **place)
+    v = torch.randn(lrs, outputs, config.hidden, requires_grad=True, **place)
+    slope, top = torch.randn(lrs * first, rows, **place), torch.randn(lrs, outputs, rows, **place)
 
     def run() -> None:
         for _ in range((LAYERS + 1) * config.max_epochs * -(-args.train // rows)):

@@ -223,7 +223,7 @@ def test_targets_are_one_at_the_nearest_frame_and_half_beside():
     np.testing.assert_array_equal(frame_targets([0.047, 0.095], times), [0, 0.5, 1, 0.5, 1, 0.5, 0, 0])
     np.testing.assert_array_equal(frame_targets([0.0, 0.168], times), [1, 0.5, 0, 0, 0, 0, 0, 0.5])
     np.testing.assert_array_equal(frame_targets([-0.009, 0.3], times), [0.5, 0, 0, 0, 0, 0, 0, 0])
-    np.testing.assert_array_equal(frame_targets([0.07], times, 0.25)[2:5], [0.25, 1, 0.25])
+    np.testing.assert_array_equal(frame_targets([0.07], times, (0.25,))[2:5], [0.25, 1, 0.25])
     assert not frame_targets([], times).any()
     assert frame_targets([0.5], [0.01]).tolist() == [1]
     assert frame_targets([0.5], times).dtype == np.float32

@@ -12,13 +12,14 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import loudness
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from auricle.config import edit
+from auricle.config import differences, edit
 from auricle.data.batching import Batch
-from auricle.methods import preset
+from auricle.methods import PRESETS, preset
 from auricle.methods.base import RunConfig
 from auricle.nn import conv  # noqa: F401  # its operators are counted
 
@@ -209,6 +210,69 @@ def test_windows_are_compared_for_any_encoder_that_has_them(script: Callable[[st
         with torch.inference_mode():
             one, other = (each(*batch, [len(each.dims) - 1]).hidden_states[0] for each in (encoder, whole))
         assert torch.allclose(one, other, atol=1e-4) == same
+
+
+def test_the_tiny_music_configurations_differ_in_what_the_published_ones_do(script: Callable[[str], Any]) -> None:
+    grid = script("music_grid")
+    tiny = {name: grid.tiny(name) for name in (*grid.MUSIC2VEC, *grid.MUSICHUBERT)}
+    published = {name: preset(name) for name in tiny}
+    listed = {name.replace("_", "-") for name in PRESETS if name.startswith(("music2vec", "musichubert"))}
+    assert set(tiny) == {name for name in listed if "tiny" not in name}
+    for first in ("music2vec-vanilla", "musichubert-k500"):
+        for name in tiny:
+            if name.startswith(first[:8]):
+                changed = told(tiny[first], tiny[name]) - {"objective.quantizer_encoder"}
+                assert changed == told(published[first], published[name]), name
+    assert tiny["music2vec-800k"].train.steps == 2 * tiny["music2vec-vanilla"].train.steps
+    assert [tiny[f"music2vec-{name}"].objective.top_layers for name in ("vanilla", "target12")] == [2, 3]
+    assert 6 * tiny["music2vec-crop5s"].objective.crop_s == pytest.approx(tiny["music2vec-vanilla"].objective.crop_s)
+    assert tiny["musichubert-k500-mfcc60"].build().labels.quantizer.dim == 60
+
+
+def test_one_untrained_twin_stands_for_a_family_of_music_configurations(script: Callable[[str], Any]) -> None:
+    grid = script("music_grid")
+    for names in grid.TWINS.values():
+        prints = set()
+        for name in names:
+            torch.manual_seed(0)
+            prints.add(grid.tiny(name).build().encoder.fingerprint())
+        assert len(prints) == 1
+
+
+def test_music_tables_mark_the_best_configuration_and_what_cannot_be_told_from_it(
+    script: Callable[[str], Any], tmp_path: Path
+) -> None:
+    tables, clips = script("music_tables"), loudness.manifest(loudness.write_clips(tmp_path))
+    deaf, keen = (
+        loudness.run(loudness.Loudness(), clips, "loud", tmp_path / str(layer), layers=(layer,)) for layer in (0, 1)
+    )
+    rows = {"deaf": {"loud": deaf}, "other": {"loud": deaf}, "keen": {"loud": keen}, "both": {"loud": deaf + keen}}
+    figures, text = tables.score_table(rows, ["deaf", "other"])
+    assert {name: row["loud"].get("to_best") for name, row in figures.items()} == {
+        "deaf": "best",
+        "other": "no different",
+        "keen": "better",
+        "both": "better",
+        "chance": None,
+    }
+    assert "| keen | 100.0 (100.0 to 100.0) + |" in text
+    assert "| other |" in text
+    assert tables.score_table(rows, ["keen", "deaf"])[0]["deaf"]["loud"]["to_best"] == "worse"
+    gains, _ = tables.twin_table(rows, {"keen": "deaf", "deaf": "keen", "other": "deaf"})
+    assert [row["loud"]["verdict"] for row in gains.values()] == ["better", "worse", "no different"]
+    assert gains["keen"]["loud"]["mean"] == pytest.approx(keen[0].score - deaf[0].score)
+
+
+def test_published_scores_of_music_tasks_stand_in_their_columns(script: Callable[[str], Any]) -> None:
+    tables = script("music_tables")
+    assert all(len(text.split()) == len(tables.MARBLE_TASKS) for text in tables.MARBLE.values())
+    told = tables.published_table(["nsynth-pitch", "giantsteps-key"])
+    assert "| music2vec-v1 | 50.6 | 93.1 |" in told
+
+
+def told(old: RunConfig, new: RunConfig) -> set[str]:
+    """The options in which two runs differ, names aside."""
+    return {name for name, *_ in differences(old.model_dump(), new.model_dump())} - {"preset"}
 
 
 def run(name: str, folder: Path, *arguments: str) -> Any:

@@ -58,6 +58,22 @@ def test_from_recordings_to_a_page(corpus, run, tmp_path, capsys):
     assert "pitch" in page.read_text(encoding="utf-8")
 
 
+def test_a_missing_file_is_told_on_a_line_of_its_own(corpus, tmp_path, capsys):
+    text = (corpus / "labels.csv").read_text(encoding="utf-8")
+    names = [line.partition(",") for line in text.splitlines()]
+    rows = ["path,pitch,take", *(f"{corpus / name},{rest}" for name, _, rest in names[1:])]
+    rows.append(f"{corpus / 'gone.wav'},low,24")
+    short = tmp_path / "short.wav"
+    sf.write(short, np.zeros(10), 16000)
+    rows.append(f"{short},low,25")
+    (tmp_path / "labels.csv").write_text("\n".join(rows), encoding="utf-8")
+    labels = ["--data", str(tmp_path / "labels.csv"), "--target", "pitch", "--output", str(tmp_path / "results")]
+    assert cli.main(["evaluate", "fbank", *labels, "--protocol", "knn"]) == 0
+    lines = re.split(r"[\r\n]+", capsys.readouterr().err)
+    assert any(line.startswith("unusable files that are left out: 1") and "gone.wav" in line for line in lines)
+    assert any(line.startswith("fbank could not embed 1 clips") for line in lines)  # not behind the progress bar
+
+
 def test_one_held_out_clip_raises_no_alarm_of_collapse(run):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert not [line for line in lines if line["split"] == "alarm" and "collapse" in line["name"]]
@@ -106,6 +122,7 @@ def test_a_finished_run_resumes_to_nothing(run, capsys):
         (["embed", "fbank", "--data", "/no/such", "--output", "x", "--layers", "lasst"], "did you mean 'last'"),
         (["evaluate", "fbank", "--suite", "quik"], "did you mean 'quick'"),
         (["report", "/no/such"], "/no/such"),
+        (["report", ".", "--output", "page.pdf"], "page.pdf: ends neither in .html"),
         (["prepare", "librispech", "/no/such", "--output", "x"], "did you mean 'librispeech'"),
         (["prepare", "fsdd", "/no/such", "--output", "x", "--cpc", "y"], "takes no option 'cpc'"),
         (["check", "no_such_module:Thing"], "no_such_module"),

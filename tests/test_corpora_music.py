@@ -384,29 +384,40 @@ def test_emomusic_damaged_is_refused(emomusic: Path, spoil: Callable[[Path], obj
 # ------------------------------------------------------------------------------------------------- NSynth
 
 
+def nsynth_note(instrument: int, pitch: int, family: str = "bass", **more: object) -> dict:
+    """A record of examples.json."""
+    place = f"{family}_synthetic_{instrument:03}"
+    return {
+        "note": 201034,
+        "note_str": f"{place}-{pitch:03}-050",
+        "sample_rate": 16000,
+        "qualities": [0] * 10,
+        "qualities_str": [],
+        "instrument": 417,
+        "instrument_str": place,
+        "instrument_family": 0,
+        "instrument_family_str": family,
+        "instrument_source": 2,
+        "instrument_source_str": "synthetic",
+        "pitch": pitch,
+        "velocity": 50,
+        **more,
+    }
+
+
 @pytest.fixture
 def nsynth(tmp_path: Path) -> Path:
-    for part, instrument, pitch in (("train", 33, 22), ("train", 33, 108), ("valid", 4, 60), ("test", 5, 61)):
-        name = f"bass_synthetic_{instrument:03}-{pitch:03}-050"
-        path = tmp_path / f"nsynth-{part}" / "examples.json"
-        notes = json.loads(path.read_text()) if path.exists() else {}
-        notes[name] = {
-            "note": 201034,
-            "note_str": name,
-            "sample_rate": 16000,
-            "qualities": [0, 1] + [0] * 8,
-            "qualities_str": ["dark"] if part == "train" else [],
-            "instrument": 417,
-            "instrument_str": f"bass_synthetic_{instrument:03}",
-            "instrument_family": 0,
-            "instrument_family_str": "bass",
-            "instrument_source": 2,
-            "instrument_source_str": "synthetic",
-            "pitch": pitch,
-            "velocity": 50,
-        }
-        write_lines(path, json.dumps(notes, indent=1))
-        write_audio(tmp_path / f"nsynth-{part}" / "audio" / f"{name}.wav")
+    dark = {"qualities": [0, 1] + [0] * 8, "qualities_str": ["dark"]}
+    notes = {
+        "train": [nsynth_note(33, 22, **dark), nsynth_note(33, 108, **dark)],
+        "valid": [nsynth_note(4, 60)],
+        "test": [nsynth_note(5, 61)],
+    }
+    for part, records in notes.items():
+        place = tmp_path / f"nsynth-{part}"
+        write_lines(place / "examples.json", json.dumps({record["note_str"]: record for record in records}, indent=1))
+        for record in records:
+            write_audio(place / "audio" / f"{record['note_str']}.wav")
     return tmp_path
 
 
@@ -485,6 +496,29 @@ def test_vocalset_techniques_singers_and_splits(vocalset: Path) -> None:
     assert Counter(manifest.column("singer_split")) == {"train": 144, "dev": 96, "test": 60}
     singers = {(row["singer"], row["singer_split"]) for row in rows.values()}
     assert {singer for singer, part in singers if part == "train"} >= {row["singer"] for row in rows.values()}
+
+
+def test_vocalset_recordings_begin_with_their_first_sound(vocalset: Path) -> None:
+    """Less than 40 dB below the loudest is sound; silence later on, and at the end, is left."""
+    place, rate = vocalset / "FULL" / "female1" / "scales" / "belt", 44_100
+    tone = np.sin(2 * np.pi * 220 * np.arange(rate) / rate)
+    parts = {
+        "late": [1e-4 * tone, 0.5 * tone, 0 * tone, 0.5 * tone, 0 * tone],
+        "soft": [0.02 * tone, 0.5 * tone],
+        "silent": [0 * tone],
+    }
+    for name, sounds in parts.items():
+        soundfile.write(place / f"f1_{name}.wav", np.concatenate(sounds), rate)
+    (place / "f1_broken.wav").write_bytes(b"no audio")
+    manifest = read_corpus("vocalset", vocalset)
+    rows = by_id(manifest)
+    found = {name: rows[f"female1/scales/belt/f1_{name}"] for name in parts}
+    assert {name: (row["start_s"], row["duration_s"]) for name, row in found.items()} == {
+        "late": (1.0, 4.0),
+        "soft": (0.0, 2.0),
+        "silent": (0.0, 1.0),
+    }
+    assert [Path(skip.path).name for skip in manifest.skipped] == ["f1_broken.wav"]
 
 
 def test_vocalset_version_1_2_and_missing_singers(vocalset: Path) -> None:

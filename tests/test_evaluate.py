@@ -238,6 +238,26 @@ def test_a_second_task_encodes_nothing_anew(audio, tmp_path, monkeypatch):
     assert results[1].seconds_encode == 0
 
 
+# ------------------------------------------------------------------------------------------- what a task ignores
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"lrs": (1e-2,)}, "knows no lrs"),
+        ({"heads": ("linear", "mlp")}, "knows no heads"),
+        ({"split": "folds"}, "knows no folds"),
+        ({"pool": "meanstd", "level": "clip"}, "knows no level and no pool"),
+        ({"protocol": "knn", "speaker": "who"}, "knows no protocol and no speaker"),
+        ({"data": "labels.csv", "tasks": ["superb-pr", "superb-ks"]}, "give data to it alone"),
+    ],
+)
+def test_phone_recognition_refuses_what_it_would_ignore(tmp_path, options, words):
+    with pytest.raises(EvaluationError, match=f"task superb-pr: {words}") as caught:
+        evaluate("fbank", **{"tasks": ["superb-pr"], "corpora": tmp_path} | options)
+    assert "\n" not in str(caught.value)
+
+
 # ----------------------------------------------------------------------------------------------- bad data
 
 

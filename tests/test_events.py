@@ -31,7 +31,7 @@ from auricle.evaluation.probes.events import answer_events, frame_times, present
 from auricle.evaluation.probes.heads import ProbeConfig
 from auricle.evaluation.probes.hear import HearConfig, HearProber
 from auricle.evaluation.probes.protocols import prober
-from auricle.evaluation.run import scored
+from auricle.evaluation.scores import beside, scored
 from auricle.evaluation.tasks.task import Task
 
 SED_EVAL = """{"clips": [
@@ -241,6 +241,28 @@ def test_planted_events_are_found_and_silence_finds_none(tones):
     assert found.chance == 1.0
 
 
+def test_further_metrics_are_told_of_the_same_answers(tones):
+    task = ready(tones)
+    also = ("segment_error_rate", "onset_offset_f1_50ms")
+    more = prepare(replace(task.task, options={"events": {"also": also}}), task.manifest)
+    (plain,), (fold,) = (answer_events(Embedder(Tones(), "mean", 60.0), one, small()) for one in (task, more))
+    np.testing.assert_array_equal(plain.test.correct, fold.test.correct)
+    told = beside(more, [fold])
+    assert list(told) == list(also)
+    assert told["segment_error_rate"].value < 0.1
+    assert 0.5 < told["onset_offset_f1_50ms"].value <= score(more, [fold]).score
+
+
+def test_one_kind_of_event_is_enough(tones):
+    folder, events = tones
+    task = ready((folder, [[event for event in clip if event["label"] == "high"] for clip in events]))
+    assert task.classes == ["high"]
+    (fold,) = answer_events(Embedder(Tones(), "mean", 60.0), task, small())
+    assert score(task, [fold]).score > 0.95
+    with pytest.raises(EvaluationError, match="needs frames of an event in train"):
+        ready((folder, [[]] * 18 + events[18:]))
+
+
 def test_counts_add_up_and_the_best_way_on_dev_serves_test(tones):
     task = ready(tones)
     (fold,) = answer_events(Embedder(Tones(), "mean", 60.0), task, small())
@@ -276,6 +298,19 @@ def test_folds_are_each_tested_once_and_later_ones_train_the_choice_alone(tones)
     assert sorted(np.concatenate([fold.test.rows for fold in folds]).tolist()) == list(range(24))
     assert [len(fold.fitted.trials) for fold in folds] == [2, 1, 1]
     assert len({fold.fitted.choice.detail for fold in folds}) == 1
+
+
+def test_the_mean_over_folds_is_told_beside_the_score_of_all_clips(tones):
+    task = ready(tones, split=None, fold=["fold00"] * 4 + ["fold01"] * 8 + ["fold02"] * 12)
+    folds = [
+        replace(fold, test=replace(fold.test, correct=share * fold.test.total[None]))
+        for fold, share in zip(
+            answer_events(Embedder(Tones(), "mean", 60.0), task, small(max_epochs=1)), (1.0, 0.5, 0.0), strict=True
+        )
+    ]
+    told = beside(task, folds)["mean over folds"]
+    assert (told.low, told.value, told.high) == pytest.approx((0.5, 0.5, 0.5))
+    assert score(task, folds).score == pytest.approx(1 / 3, abs=0.05)  # the large fold counts for more
 
 
 def test_choosing_by_loss(tones):

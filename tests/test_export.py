@@ -16,7 +16,7 @@ import auricle
 from auricle import cli
 from auricle.encoders.apc import ApcEncoder, ApcEncoderConfig
 from auricle.encoders.base import Encoder
-from auricle.encoders.baselines import Fbank, FbankConfig, FbankContext, FbankContextConfig
+from auricle.encoders.baselines import Chroma, ChromaConfig, Fbank, FbankConfig, FbankContext, FbankContextConfig
 from auricle.encoders.checkpoint import load, save
 from auricle.encoders.cpc import CpcEncoder, CpcEncoderConfig
 from auricle.encoders.mae_ast import MaeAstEncoder, MaeAstEncoderConfig
@@ -36,9 +36,11 @@ SMALL = {"dim": 16, "layers": 2, "heads": 2, "ffn": 32}
 WAVEFORM = SMALL | {"channels": 16, "position_kernel": 16, "position_groups": 4}
 STFT = FrontEndConfig(kind="stft", n_mels=20, normalize="none")
 DECIBELS = FrontEndConfig(kind="linear", window_ms=50, hop_ms=12.5, n_fft=2048)
+CHROMA = FrontEndConfig(kind="chroma", window_ms=64, low_hz=220, log_floor=1.0, normalize="none")
 STACKED = FrontEndConfig(kind="mfcc", deltas=2, stack=3, normalize="unbiased", use_energy=True)
 ENCODERS = {
     "fbank-context": lambda: FbankContext(FbankContextConfig(context=2)),
+    "chroma": lambda: Chroma(ChromaConfig(front_end=CHROMA)),
     "mel-pre-linear": lambda: MelTransformer(
         MelTransformerConfig(**SMALL, norm="pre", state_norms=True, front_end=DECIBELS)
     ),

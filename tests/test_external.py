@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from auricle.config import Config
+from auricle.encoders import BASELINES
 from auricle.encoders.base import Encoder, Frames
 from auricle.encoders.check import check
 from auricle.encoders.checkpoint import load, save
@@ -189,6 +190,7 @@ def frames_of(waveforms, size=50, hop=50):
         (plain(lambda waveforms: waveforms), r"returned shape \(1, 1000\); expected a tensor \(1, T, D\)"),
         (plain(lambda waveforms: frames_of(waveforms).numpy()), "returned ndarray"),
         (plain(lambda waveforms: []), "empty list"),
+        (plain(lambda waveforms, sizes: frames_of(waveforms)), r"with .waveforms. it raised .*'sizes'"),
     ],
 )
 def test_mistakes_of_an_object_are_explained(thing, message):
@@ -211,7 +213,7 @@ def test_code_cannot_be_saved(tmp_path):
 
 
 def test_baselines_keep_every_promise():
-    for name in ("fbank", "fbank-context", "mfcc"):
+    for name in BASELINES:
         report = check(load(name))
         assert report.ok, str(report)
         assert "keeps every promise" in str(report)
@@ -259,6 +261,9 @@ def test_planted_faults_are_found_by_name():
         found = problems(thing)
         assert name in found, f"{name}: {found}"
         assert "\n" not in found[name]
+    nan = problems(plain(lambda waveforms: level(waveforms) * torch.nan))
+    assert {"silence", "loud", "long"} <= nan.keys()
+    assert nan.keys().isdisjoint({"shapes", "determinism", "batch"})  # which NaN in every place does not break
     assert "set hop to about 50" in problems(planted["hop"])["hop"]
     told = float(re.search(r"at sample (-?\d+),", problems(planted["offset"])["offset"])[1])
     assert abs(told - 25) <= 4  # eight phases of a hop of 50

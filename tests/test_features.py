@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import kaldi_native_fbank as knf
@@ -15,6 +16,7 @@ from transformers.audio_utils import window_function as hf_window
 
 from auricle.config import edit
 from auricle.errors import ConfigError
+from auricle.features.chroma import Chromagram
 from auricle.features.deltas import add_deltas, replicate_edges
 from auricle.features.fbank import EPSILON, KaldiFbank
 from auricle.features.frontend import FrontEnd, FrontEndConfig
@@ -222,6 +224,30 @@ def test_mel_filters_equal_transformers(scale: str, norm: str) -> None:
     np.testing.assert_allclose(mel_filters(scale, 16000, 400, 40, 50, 7000, norm).numpy(), theirs, atol=1e-12)
 
 
+def slow_chroma_filters(n_fft: int, low: int, high: int) -> np.ndarray:
+    """Bin by bin and pitch by pitch: a triangle reaches from one semitone to the next on either side."""
+    filters = np.zeros((n_fft // 2 + 1, 12))
+    for number, pitch in itertools.product(range(1, n_fft // 2 + 1), range(low, high + 1)):
+        semitones = 12 * math.log2(number * 16000 / n_fft / 440) + 69 - pitch
+        filters[number, pitch % 12] += max(0.0, 1 - abs(semitones))
+    return filters
+
+
+@pytest.mark.parametrize("samples", [16000, 70, 1])
+def test_chroma_equals_its_definition(samples: int) -> None:
+    waveform = signal(samples)
+    expected = slow_log_spectrogram(waveform, 8192, hann(4096), 640, slow_chroma_filters(8192, 33, 105), 2.0, 100.0)
+    ours, lengths = Chromagram()(*batch_of(waveform))
+    assert lengths.tolist() == [len(expected)]
+    assert_same_amplitudes(ours[0], expected, 2.0, 1e-3)
+    config = FrontEndConfig(
+        kind="chroma", window_ms=100, hop_ms=20, n_fft=2048, low_hz=100, power=1, log_floor=0.1, normalize="none"
+    )
+    expected = slow_log_spectrogram(waveform, 2048, hann(1600), 320, slow_chroma_filters(2048, 44, 119), 1.0, 0.1)
+    ours, _ = FrontEnd(config)(*batch_of(waveform))  # Ab2 is 103.8 Hz, and B8 7902 Hz
+    assert_same_amplitudes(ours[0], expected, 1.0, 1e-3)
+
+
 def test_decibel_spectrogram_equals_its_definition() -> None:
     waveform = signal(3000)
     emphasised = waveform.astype(np.float64).copy()
@@ -320,6 +346,7 @@ FRONT_ENDS = {
         kind="stft", window_ms=50, hop_ms=12.5, n_fft=2048, mel_scale="slaney", mel_norm="slaney", deltas=1
     ),
     "paper-large": FrontEndConfig(kind="linear", window_ms=50, hop_ms=12.5, n_fft=2048, stack=3),
+    "chroma": FrontEndConfig(kind="chroma", window_ms=50, hop_ms=12.5, n_fft=1024, low_hz=220, high_hz=3520),
 }
 
 
@@ -392,8 +419,13 @@ def test_gradients_reach_the_waveform(name: str) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    [KaldiFbank(8000, 5, 40, 20), LogSpectrogram(8000, 5, 40, 40, 20), LogSpectrogram(8000, 0, 40, 40, 20, power=1.0)],
-    ids=["fbank", "mel", "linear"],
+    [
+        KaldiFbank(8000, 5, 40, 20),
+        LogSpectrogram(8000, 5, 40, 40, 20),
+        LogSpectrogram(8000, 0, 40, 40, 20, power=1.0),
+        Chromagram(8000, 40, 40, 20, low_hz=880, log_floor=1e-3),
+    ],
+    ids=["fbank", "mel", "linear", "chroma"],
 )
 def test_gradients_equal_finite_differences(module: torch.nn.Module) -> None:
     waveforms = torch.from_numpy(signal(100)).double()[None].requires_grad_()
@@ -441,8 +473,10 @@ def test_an_empty_clip_and_one_too_short_have_no_frames_unless_centred(name: str
     assert lengths.tolist() == [0, 0]
     assert not x.any()
     _, lengths = front_end(torch.ones(1, 399), torch.tensor([399]))
-    expected = {"kaldi": 0, "mfcc": 0, "stft": 399 // front_end.hop + 1, "linear": (399 // 200 + 1) // 3}
-    assert lengths.tolist() == [expected[front_end.config.kind]]
+    expected = {"kaldi": 0, "mfcc": 0, "linear": (399 // 200 + 1) // 3}.get(
+        front_end.config.kind, 399 // front_end.hop + 1
+    )
+    assert lengths.tolist() == [expected]
 
 
 def test_a_front_end_has_no_weights_and_moves_as_a_module() -> None:
@@ -463,6 +497,7 @@ def test_a_front_end_has_no_weights_and_moves_as_a_module() -> None:
         ({"hop_ms": 0.01}, "hop_ms"),
         ({"window_ms": 5000}, "window_ms"),
         ({"kind": "mfcc", "n_mels": 12}, "n_ceps"),
+        ({"kind": "chroma", "low_hz": 0}, "lowest pitch"),
         ({"deltas": 3}, "deltas"),
         ({"mels": 40}, "mels"),
     ],

@@ -564,7 +564,7 @@ def test_an_event_task_of_three_files(tmp_path):
     }
     folder = write_task(
         tmp_path / "bells-v2-5h", splits, ["7", "knock"], embedding_type="event", prediction_type="multilabel",
-        evaluation=["event_onset_200ms_fms", "segment_1s_er"], task_name="dcase2016_task2",
+        evaluation=["event_onset_200ms_fms", "segment_1s_er", "unheard_of"], task_name="dcase2016_task2",
     )  # fmt: skip
     ((task, manifest),) = hear_tasks(tmp_path)
     assert (task.name, task.target, task.level, task.scored_by) == (
@@ -575,7 +575,7 @@ def test_an_event_task_of_three_files(tmp_path):
         [],
         [{"start_s": 0.0, "end_s": 0.5, "label": "7"}],
     ]
-    assert task.options == {"events": {"by_loss": False, "check_every": 10}}
+    assert task.options == {"events": {"by_loss": False, "check_every": 10, "also": ("segment_error_rate",)}}
     assert folder.is_dir()
 
 
@@ -700,5 +700,7 @@ def test_a_suite_of_folders_is_evaluated_and_told(tmp_path, monkeypatch):
     assert results[1].chosen[0].layer == 1  # timestamps, not the scene at every frame
     assert table(results).count("100.0 ±") == 2
     assert read_results(tmp_path / "results") == evaluate("hear:auricle.hear:fbank", **ours)
+    with pytest.raises(EvaluationError, match="a ready-made task: knows no metric and no unit"):
+        evaluate("fbank", **ours, unit="label", metric="accuracy")
     with pytest.raises(EvaluationError, match="hear-spans: protocol auricle knows no events"):
         evaluate("fbank", **ours, protocol="auricle")

@@ -11,6 +11,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from auricle.config import edit
+from auricle.encoders import BASELINES
 from auricle.encoders.base import join_stretches, pool_frames, pool_stretches
 from auricle.encoders.checkpoint import load
 from auricle.encoders.mel_transformer import MelTransformer
@@ -18,12 +19,11 @@ from auricle.methods import preset
 
 SMALL = {"dim": 32, "heads": 4, "ffn": 64, "layers": 2}
 """Presets keep their front ends and windows, in a network that tests can afford."""
-ENCODERS = ("fbank", "fbank-context", "mfcc")
 PRESETS = ("mockingjay-tiny", "mockingjay-base", "mockingjay-paper-base", "mockingjay-paper-large")
 
 
 def build(name):
-    if name in ENCODERS:
+    if name in BASELINES:
         return load(name)
     torch.manual_seed(0)
     return MelTransformer(edit(preset(name).encoder, **SMALL)).eval()
@@ -36,7 +36,7 @@ def noise(samples, seed):
     return 0.05 * torch.randn(samples, generator=generator) * (1.1 + torch.sin(time)) + 0.01 * seed
 
 
-@pytest.mark.parametrize("name", [*ENCODERS, *PRESETS])
+@pytest.mark.parametrize("name", [*BASELINES, *PRESETS])
 def test_from_one_frame_to_minutes_a_clip_is_the_same_alone_and_in_a_batch(name, monkeypatch):
     monkeypatch.setattr("auricle.features.frontend.STRETCH", 3000)  # crossed by the longest, as by hours otherwise
     encoder = build(name)

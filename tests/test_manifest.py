@@ -374,8 +374,10 @@ def test_saved_and_opened_without_looking_at_the_files(corpus):
     pq.write_table(newer, corpus / "newer.parquet")
     with pytest.raises(ManifestError, match=r"newer auricle \(format 2"):
         Manifest.open(corpus / "newer.parquet")
+    manifest.save(corpus / "new" / "folder" / "m.parquet")
+    assert len(Manifest.open(corpus / "new" / "folder" / "m.parquet")) == 1
     with pytest.raises(ManifestError, match="cannot be written"):
-        manifest.save(corpus / "no" / "m.parquet")
+        manifest.save(corpus / "newer.parquet" / "m.parquet")  # a file is no folder
 
 
 def test_the_content_hash_sees_content_and_not_place(corpus):

@@ -19,6 +19,7 @@ from auricle.encoders.base import Encoder, Frames
 from auricle.errors import ConfigError, EvaluationError, ManifestError
 from auricle.evaluation.cache import Cache
 from auricle.evaluation.metrics import paired_bootstrap, scorer
+from auricle.evaluation.recognition import ctc as ctc_module
 from auricle.evaluation.recognition import frames as frames_module
 from auricle.evaluation.recognition.ctc import CtcConfig, Recogniser, ctc_loss, greedy
 from auricle.evaluation.recognition.edits import edit_distances
@@ -208,6 +209,28 @@ def test_another_seed_or_rate_encodes_nothing_and_a_result_that_is_there_is_kept
         run([encoder], ready, tmp_path, overwrite="never")
     run([encoder], ready, tmp_path, cache=None)
     assert encoder.heard == 2 * heard
+
+
+@pytest.mark.parametrize("kept", [frames_module.KEPT, 0])
+def test_interrupted_training_goes_on_from_the_frames_that_are_there(ready, tmp_path, monkeypatch, kept):
+    monkeypatch.setattr(frames_module, "KEPT", kept)
+    (whole,) = run([Tones()], ready, tmp_path / "whole")
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    encoder = Tones()
+    with monkeypatch.context() as patched:
+        patched.setattr(ctc_module, "_measure", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run([encoder], ready, tmp_path / "out")
+    heard = encoder.heard
+    assert heard > 0
+    (result,) = run([encoder], ready, tmp_path / "out")
+    assert encoder.heard == heard
+    assert (result.score, result.grid) == (whole.score, whole.grid)
+    left = sorted(path.suffix for path in (tmp_path / "out").rglob("utterances/*"))
+    assert left == ([".f16", ".json"] if kept else [])  # many frames go with the result
 
 
 def test_runs_repeat_to_the_digit(ready, tmp_path):

@@ -18,7 +18,6 @@ from auricle.audio.rendering import (
     Hit,
     Note,
     Timbre,
-    chord,
     compose,
     frequency,
     harmonics,
@@ -264,18 +263,6 @@ def test_voices_are_added_to_the_same_piece():
         assert sum(note.start_s == start for note in piece.notes) == voices
 
 
-def test_the_lowest_of_a_chord_is_the_note_asked_for():
-    for seed in range(20):
-        for voices in range(1, 6):
-            notes = chord(seed, voices, 50)
-            assert len(notes) == len({note.pitch % 12 for note in notes}) == voices
-            assert min(note.pitch for note in notes) == notes[0].pitch == 50
-        assert set(chord(seed, 2)) < set(chord(seed, 5))
-    assert {chord(seed, 1)[0].pitch for seed in range(500)} == set(range(36, 72))
-    found = heard_hz(render(chord(0, 1, 50), 2.0)[1600:-1600])
-    assert abs(1200 * np.log2(found / frequency(50))) < 5
-
-
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
@@ -299,5 +286,3 @@ def test_pitches_and_drums_that_cannot_be_rendered_are_refused():
         render([Note(-0.1, 1, 60)], 1.0)
     with pytest.raises(AudioError, match="drum"):
         render([], 1.0, hits=[Hit(0.0, "gong")])
-    with pytest.raises(AudioError, match="1 to 5"):
-        chord(0, 0)

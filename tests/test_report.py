@@ -224,6 +224,16 @@ def test_two_pretrained_encoders_are_set_against_each_other(tmp_path: Path) -> N
     assert "mine beats yours" not in Page(build_report([tmp_path / "r"], tmp_path / "x.html")).text
 
 
+def test_of_many_encoders_the_best_is_told(tmp_path: Path) -> None:
+    targets = ["a", "b"] * 20
+    paths = write_clips(tmp_path / "audio", targets)
+    for mistakes, encoder in enumerate(("fbank", "one", "two", "three", "four")):
+        write_scores(tmp_path / "r", encoder, [index >= 8 * mistakes for index in range(40)], targets, paths)
+    text = Page(build_report([tmp_path / "r"], tmp_path / "x.html")).text
+    assert "fbank scores best on tones." in text
+    assert "pre‑trained encoder" not in text
+
+
 def test_errors_rank_the_other_way(tmp_path: Path) -> None:
     targets = ["a", "b"] * 20
     paths = write_clips(tmp_path / "audio", targets)

@@ -8,9 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from test_report import HOSTILE, log_lines, write_clips, write_run, write_scores, write_tree
+from test_report_music import write_music
 
+from auricle.evaluation.music import RELATIONS, circle_of_fifths, relation
 from auricle.report.build import build_report
 
 pytestmark = pytest.mark.slow
@@ -52,6 +56,12 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_report(write_tree(folder), folder / "report.html")
 
 
+@pytest.fixture(scope="module")
+def music(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("music")
+    return build_report([write_music(folder)], folder / "report.html")
+
+
 class Visit:
     """An open page, and what it complained of and asked for."""
 
@@ -63,6 +73,11 @@ class Visit:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(path.as_uri())
+
+    def until(self, condition: str) -> None:
+        """Wait in the page, whose policy forbids playwright's own way to."""
+        look = f"const look = () => {condition} ? done() : setTimeout(look, 10); look();"
+        self.page.evaluate(f"() => new Promise((done) => {{ {look} }})")
 
     def elsewhere(self) -> list[str]:
         return [url for url in self.requests[1:] if not url.startswith("data:")]
@@ -158,6 +173,95 @@ def test_hostile_names_run_nothing(browser: Any, tmp_path: Path) -> None:
     visit.page.locator("#plays button").first.click()
     visit.page.hover("#map")
     assert visit.page.locator("img").count() == 1
+    assert alerts == []
+    assert visit.complaints == []
+    visit.page.close()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1400, "light"), (420, "dark")])
+def test_music_draws_without_complaint(browser: Any, music: Path, width: int, scheme: str) -> None:
+    visit = Visit(browser, music, viewport={"width": width, "height": 900}, color_scheme=scheme)
+    for chart in ("layers-0", "polyphony-0"):
+        drawn = f"(c => new Set(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size)(window['{chart}'])"
+        assert visit.page.evaluate(drawn) > 1, chart
+    visit.page.locator("summary", has_text="Further measures").focus()
+    visit.page.keyboard.press("Enter")
+    assert visit.page.locator("tr.oracle").is_visible()
+    assert visit.page.locator("#wheels svg").count() == 2
+    assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
+    visit.page.emulate_media(color_scheme="dark" if scheme == "light" else "light")
+    assert visit.page.evaluate("charts.length") == 2
+    assert visit.complaints == []
+    assert visit.elsewhere() == []
+    visit.page.close()
+
+
+def test_the_legend_hides_an_encoder_in_all_charts(browser: Any, music: Path) -> None:
+    visit = Visit(browser, music)
+    shown = "charts.map(chart => chart.getSortedVisibleDatasetMetas().map(meta => meta.label).sort())"
+    assert visit.page.evaluate(shown) == [["ours"], ["chance", "fbank", "ours"]]
+    visit.page.locator(".encoders button", has_text="ours").first.click()
+    assert visit.page.evaluate(shown) == [[], ["chance", "fbank"]]
+    assert visit.page.locator(".encoders [aria-pressed=false]").all_inner_texts() == ["ours", "ours"]
+    visit.page.locator(".encoders button", has_text="show all").first.click()
+    assert visit.page.locator(".encoders [aria-pressed=false]").count() == 0
+    visit.page.locator(".encoders button", has_text="hide all").first.click()
+    assert visit.page.evaluate(shown) == [[], ["chance"]]
+    visit.page.close()
+
+
+def test_keys_get_the_credit_they_are_scored_with(browser: Any, music: Path) -> None:
+    visit = Visit(browser, music)
+    keys = circle_of_fifths()
+    places = [(minor, other, fifths) for minor in (0, 1) for other in (0, 1) for fifths in range(12)]
+    credit = visit.page.evaluate("places => places.map(place => Number(RELATIONS[relation(...place)][1]))", places)
+    assert credit == [RELATIONS[relation(keys[minor], keys[2 * fifths + other])] for minor, other, fifths in places]
+    shares = visit.page.locator("#relations tr").all_inner_texts
+    assert shares()[0].split()[-1] == "100.0"
+    visit.page.select_option("#key-encoder", label="fbank")  # tells the key a fifth above
+    assert [row.split()[-1] for row in shares()] == ["0.0", "100.0", "0.0", "0.0", "0.0", "0.0"]
+    assert visit.page.locator("#wheels .near").count() == visit.page.locator("#wheels .share").count() * 2 == 4
+    visit.page.close()
+
+
+def test_beats_are_told_apart_and_the_cursor_follows_the_sound(browser: Any, music: Path) -> None:
+    visit = Visit(browser, music)
+    kinds = "[...document.querySelectorAll('#strip-marks .beat')].map(mark => mark.classList[1])"
+    assert visit.page.evaluate(kinds) == ["miss"] * 15 + ["extra"] * 16
+    visit.page.select_option("#beat-clip", index=3)
+    assert visit.page.evaluate(kinds) == ["hit"] * 15 + ["extra"] + ["hit"] * 15
+    visit.page.select_option("#task", label="gtzan-genre")
+    visit.page.locator("#plays button").first.click()
+    visit.page.locator("#strip-marks").click(position={"x": 300, "y": 150})
+    share = 300 / visit.page.locator("#strip-marks").bounding_box()["width"]
+    left = "parseFloat(document.getElementById('cursor').style.left) / 100"
+    visit.until(f"Math.abs({left} - {share}) < 0.01")
+    visit.page.evaluate("beatPlayer.play()")
+    visit.until(f"{left} > {share} + 0.02")
+    assert visit.page.evaluate("player.paused")  # one sound at a time
+    playing = visit.page.evaluate("[beatPlayer.currentTime / strip.clip.length, beatPlayer.paused]")
+    assert playing[0] > share
+    assert not playing[1]
+    assert visit.complaints == []
+    visit.page.close()
+
+
+def test_hostile_names_run_nothing_among_music(browser: Any, tmp_path: Path) -> None:
+    results = write_music(tmp_path, (HOSTILE, "fbank"), HOSTILE.replace("/", ""))
+    for path in results.rglob("*.parquet"):
+        table = pq.read_table(path)
+        names = pa.array([HOSTILE + name for name in table["clip_id"].to_pylist()])
+        pq.write_table(table.set_column(0, "clip_id", names), path)
+    visit = Visit(browser, build_report([results], tmp_path / "x.html"))
+    alerts: list[Any] = []
+    visit.page.on("dialog", lambda dialog: (alerts.append(dialog), dialog.dismiss()))
+    visit.page.locator(".encoders button").first.click()
+    for select in ("#key-task", "#key-encoder", "#beat-task", "#beat-clip", "#beat-encoder"):
+        visit.page.select_option(select, index=0)
+    for canvas in ("#layers-0", "#polyphony-0"):
+        visit.page.hover(canvas)
+    assert Path(HOSTILE).name in visit.page.locator("#strip-note").inner_text()
+    assert visit.page.locator("img").count() == 0
     assert alerts == []
     assert visit.complaints == []
     visit.page.close()

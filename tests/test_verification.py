@@ -162,6 +162,19 @@ def test_results_are_found_again_and_clips_are_embedded_once(folder, tmp_path):
     ]
 
 
+def test_other_trials_of_the_same_clips_encode_nothing_again(folder, tmp_path):
+    first, again = Tones(), Tones()
+    run(first, folder / "voices.csv", tmp_path, trial_count=0)
+    assert first.heard
+    results = run(again, folder / "voices.csv", tmp_path, trial_count=30)
+    assert [result.n_test for result in results] == [60] * 3
+    assert again.heard == 0
+    assert {result.seconds_encode for result in results} == {0}
+    alone = run(again, folder / "voices.csv", tmp_path, trial_count=30, cache=None, overwrite="always")
+    assert again.heard > 0
+    assert [one.score for one in alone] == [one.score for one in results]
+
+
 def test_an_own_split_is_kept_and_normalising_leaves_a_perfect_score(folder, tmp_path):
     data = Manifest.open(folder / "voices.csv")
     data = data.with_column("split", ["test" if person < 6 else "train" for person in talkers(data)])
@@ -225,7 +238,8 @@ def test_a_trial_file_is_scored_as_it_stands(folder, tmp_path, capsys):
         ({"layers": [7]}, ConfigError, "not among"),
         ({"as_norm": 500}, EvaluationError, "between 2 and the 12 clips"),
         ({"tasks": ["verification-clean", "quick-digit"]}, EvaluationError, "one after another"),
-        ({"unit": "take"}, EvaluationError, "no level, metric, group or unit"),
+        ({"unit": "take"}, EvaluationError, "verification: knows no unit"),
+        ({"protocol": "knn", "heads": ("mlp",)}, EvaluationError, "verification: knows no protocol and no heads"),
         ({"trials": "no-such.txt", "tasks": TASKS[:1]}, ManifestError, "no-such.txt"),
     ],
 )
@@ -386,7 +400,13 @@ def test_voxceleb_lists_are_read_by_name(voxceleb, tmp_path, caplog):
     options = {"tasks": TASKS[:1], "trials": "voxceleb1-e-cleaned", "layers": "last"}
     (result,) = run(Tones(), voxceleb, tmp_path / "out", **options)
     assert (result.task, result.score, result.units) == ("voxceleb1-e-cleaned", 0, 2)
-    assert "voxceleb1-e-cleaned" in result.split
+    assert "of 2 speakers; list voxceleb1-e-cleaned" in result.split  # drawn by no seed
+
+
+def test_a_folder_may_be_named_from_where_one_stands(voxceleb, monkeypatch):
+    monkeypatch.chdir(voxceleb.parent)
+    manifest, _ = read_voxceleb(voxceleb.name, "voxceleb1-e-cleaned")
+    assert all(path.startswith(f"{voxceleb}/") for path in manifest.column("path"))
 
 
 def test_a_complete_list_is_as_long_as_published(voxceleb, monkeypatch, caplog):

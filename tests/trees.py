@@ -38,7 +38,7 @@ SHORT = 16
 class Planted:
     """Anybody's callable, as `trees:Planted`: one layer of noise, and one of 1 where a tone sounds, 0 elsewhere."""
 
-    sample_rate, hop, offset, min_samples, pads_safely = RATE, HOP, HOP / 2, HOP, True
+    sample_rate, hop, offset, min_samples, pads_safely, slots = RATE, HOP, HOP / 2, HOP, True, SLOTS
 
     def __init__(self) -> None:
         self.heard: list[int] = []
@@ -46,9 +46,10 @@ class Planted:
 
     def __call__(self, waveforms: Tensor, lengths: Tensor) -> Frames:
         self.heard.append(len(waveforms))
-        frames = waveforms[:, : waveforms.shape[1] // HOP * HOP].unflatten(1, (-1, HOP))  # (B, T, HOP)
-        noise = torch.sin(1e5 * frames[..., :SLOTS])  # of a sample the last digits alone count
-        return Frames([noise, self.tones(frames, noise)], torch.div(lengths, HOP, rounding_mode="floor"))
+        hop = self.hop
+        frames = waveforms[:, : waveforms.shape[1] // hop * hop].unflatten(1, (-1, hop))  # (B, T, hop)
+        noise = torch.sin(1e5 * frames[..., : self.slots])  # of a sample the last digits alone count
+        return Frames([noise, self.tones(frames, noise)], torch.div(lengths, hop, rounding_mode="floor"))
 
     def tones(self, frames: Tensor, noise: Tensor) -> Tensor:
         """What layer 1 tells of frames (B, T, HOP)."""

@@ -26,13 +26,26 @@ class Mixed(NamedTuple):
 
 def active_power(waveform: Samples, sample_rate: int) -> float:
     """Mean square of a recording (S,) over its active windows, so that pauses do not count; 0 for silence."""
-    window = max(1, round(WINDOW_S * sample_rate))
-    starts = np.arange(0, len(waveform), window)
+    _, sizes, sums = _active_windows(waveform, sample_rate)
+    return float(sums.sum() / sizes.sum()) if len(sums) else 0.0
+
+
+def onset(waveform: Samples, sample_rate: int) -> int:
+    """Samples of a recording (S,) before its first active window; 0 for silence."""
+    starts, _, _ = _active_windows(waveform, sample_rate)
+    return int(starts[0]) if len(starts) else 0
+
+
+def _active_windows(
+    waveform: Samples, sample_rate: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """First sample, size and summed squares of each active window, (W,) each."""
+    starts = np.arange(0, len(waveform), max(1, round(WINDOW_S * sample_rate)))
     sums = np.add.reduceat(np.square(waveform, dtype=np.float64), starts)
     sizes = np.diff(np.append(starts, len(waveform)))
     powers = sums / sizes
     active = powers > powers.max() * 10 ** (FLOOR_DB / 10)
-    return float(sums[active].sum() / sizes[active].sum()) if active.any() else 0.0
+    return starts[active], sizes[active], sums[active]
 
 
 def mix(target: Samples, interferer: Samples, sir_db: float, sample_rate: int) -> Mixed:

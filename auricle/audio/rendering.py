@@ -286,25 +286,6 @@ def compose(
     )
 
 
-def chord(seed: int, voices: int, pitch: int | None = None, duration_s: float = 2.0) -> tuple[Note, ...]:
-    """`voices` notes at once, each of its own sustained instrument and no two of one pitch class, the lowest first.
-
-    The lowest has the `pitch` asked for, or one of 36 to 71 drawn by the seed; the others lie within two octaves above
-    it. So the lowest pitch is to be told in ever denser company.
-    """
-    if not 1 <= voices <= VOICES:
-        raise AudioError(f"rendering: {voices} voices; a chord has 1 to {VOICES}")
-    rng = np.random.default_rng(seed)
-    lowest = int(rng.integers(36, 72))
-    names = rng.permutation([name for name, timbre in sorted(INSTRUMENTS.items()) if timbre.decay_s is None])
-    above = rng.permutation(np.arange(1, 12))[: VOICES - 1] + 12 * rng.integers(0, 2, VOICES - 1)
-    lowest = lowest if pitch is None else pitch
-    pitches = [lowest, *(lowest + above[: voices - 1]).tolist()]
-    return tuple(
-        Note(0.05, duration_s - 0.1, note, 0.5, INSTRUMENTS[name]) for note, name in zip(pitches, names, strict=False)
-    )
-
-
 def _triad(key: str, degree: int) -> list[int]:
     """Semitones above C of a scale's triad; the fifth's third is raised in minor, as is its use."""
     tonic, mode = key.split()

@@ -50,8 +50,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _Lines(logging.Handler):
+    """Log records as lines of stderr, above a progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
 def _log_to_stderr() -> None:
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Lines()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("auricle")
     logger.handlers = [handler]

@@ -143,6 +143,7 @@ def prepare(args: Args) -> None:
             raise ConfigError(f"--options {option}: expected NAME=VALUE")
         given[name] = yaml.safe_load(value)
     manifest = read_corpus(options.corpus, options.folder, **given)
+    manifest.warn_of_skipped()
     manifest.save(options.output)
     hours = manifest.durations.sum() / 3600
     print(f"{options.output}: {len(manifest)} clips, {hours:.1f} h, columns {', '.join(manifest.labels)}")

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from auricle.cli.options import Args, device, layers, parse
+from auricle.errors import ConfigError
 
 Level = Literal["clip", "frames"]
 STYLES: dict[str, Literal["markdown", "latex", "csv", "json", "text"]] = {
@@ -112,7 +113,7 @@ class Evaluate:
     pool: Literal["mean", "meanstd"] = "mean"
     """How frames become a clip's vector."""
     heads: tuple[Literal["linear", "mlp"], ...] = ("linear",)
-    """Heads to try; the choice is made on dev."""
+    """Heads to try, of protocol auricle; the choice is made on dev."""
     layers: str = "all"
     """Layers to try: all, last, a named output such as layer19, or numbers such as 3,5; the choice is made on dev."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -256,6 +257,8 @@ def report(args: Args) -> None:
         write_atomic(options.output, lambda file: file.write(text.encode()))
         print(options.output)
         return
+    if options.output.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"{options.output}: ends neither in .html nor as a table does ({', '.join(STYLES)})")
     from auricle.report.build import build_report
 
     print(build_report(options.folders, options.output))

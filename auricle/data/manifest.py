@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +23,8 @@ import auricle
 from auricle.data.columns import CORE, Skip, interpret, made_unique
 from auricle.data.sources import read_columns
 from auricle.errors import ManifestError, unknown
+
+log = logging.getLogger("auricle")
 
 FORMAT = 1
 """Version of the Parquet files written here."""
@@ -125,11 +128,18 @@ class Manifest:
         table = self.table.drop_columns([name]) if present else self.table
         return Manifest(table.append_column(name, pa.array(values)), self.skipped)
 
+    def warn_of_skipped(self) -> None:
+        """Log how many files could not be used, and why the first."""
+        if self.skipped:
+            count, first = len(self.skipped), self.skipped[0]
+            log.warning("unusable files that are left out: %d (%s: %s)", count, first.path, first.reason)
+
     def save(self, path: str | Path) -> None:
-        """Write as Parquet, replacing `path` in one go."""
+        """Write as Parquet, replacing `path` in one go; its folder is made if need be. Raises `ManifestError`."""
         described = {b"auricle_manifest": str(FORMAT).encode(), b"auricle": auricle.__version__.encode()}
         partial = f"{path}.partial"
         try:
+            os.makedirs(os.path.dirname(partial) or ".", exist_ok=True)
             pq.write_table(self.table.replace_schema_metadata(described), partial, row_group_size=65_536)
             os.replace(partial, path)
         except (OSError, pa.ArrowException) as error:  # Parquet knows no records without fields, for one

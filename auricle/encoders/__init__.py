@@ -17,10 +17,11 @@ FAMILIES = {
     "fbank": "auricle.encoders.baselines:Fbank",
     "fbank-context": "auricle.encoders.baselines:FbankContext",
     "mfcc": "auricle.encoders.baselines:Mfcc",
+    "chroma": "auricle.encoders.baselines:Chroma",
 }
 """Encoder family → its class, which is built from its config alone and annotates that config's type as `config`."""
 
-BASELINES = ("fbank", "fbank-context", "mfcc")
+BASELINES = ("fbank", "fbank-context", "mfcc", "chroma")
 """Families that need no checkpoint: their defaults are loaded by name."""
 
 ENCODER_FORMS = {
@@ -29,6 +30,7 @@ ENCODER_FORMS = {
     "fbank": "log-mel filter bank, one frame",
     "fbank-context": "log-mel filter bank with 10 frames to either side stacked",
     "mfcc": "cepstral coefficients with deltas",
+    "chroma": "energies of the twelve pitch classes, for music",
     "untrained:RUN": "the network of a run or checkpoint with the weights it began with",
     "s3prl:FILE": "a checkpoint of S3PRL: Mockingjay, TERA, AudioALBERT, APC; or of APC's authors",
     "cpc:FILE": "a checkpoint of CPC_audio",

@@ -42,6 +42,22 @@ class MfccConfig(BaselineConfig):
     """The features."""
 
 
+class ChromaConfig(BaselineConfig):
+    """Log energies of the twelve pitch classes, A1 to A7, in windows that tell semitones of the bass apart."""
+
+    front_end: FrontEndConfig = FrontEndConfig(
+        kind="chroma",
+        window_ms=256.0,
+        hop_ms=40.0,
+        n_fft=8192,
+        low_hz=55.0,
+        high_hz=3520.0,
+        log_floor=100.0,
+        normalize="none",
+    )
+    """The features."""
+
+
 class _Baseline(Encoder):
     """Features as the only layer."""
 
@@ -95,3 +111,10 @@ class Mfcc(_Baseline):
 
     family = "mfcc"
     config: MfccConfig
+
+
+class Chroma(_Baseline):
+    """How much of each pitch class sounds, whatever the octave: 12 channels, C first, every 40 ms."""
+
+    family = "chroma"
+    config: ChromaConfig

@@ -96,7 +96,11 @@ class External(Encoder):
             1, max(self.sample_rate, self.min_samples), generator=torch.Generator().manual_seed(0)
         )
         with torch.inference_mode():
-            states = self(noise.to(self.device), torch.tensor([noise.shape[1]], device=self.device)).hidden_states
+            try:
+                states = self(noise.to(self.device), torch.tensor([noise.shape[1]], device=self.device)).hidden_states
+            except TypeError as error:  # of its arguments, most likely
+                given = "waveforms, lengths=lengths" if self._takes_lengths else "waveforms"
+                raise ConfigError(f"{name}: called with ({given}) it raised TypeError: {error}") from error
         self.dims = tuple(state.shape[-1] for state in states)
 
     def forward(self, waveforms: Tensor, lengths: Tensor, layers: Sequence[int] | None = None) -> Frames:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -16,9 +16,11 @@ from torch import Tensor
 
 from auricle.embedding.extract import grid_times
 from auricle.errors import EvaluationError
+from auricle.evaluation.beats import BEAT_METRICS
 from auricle.evaluation.embedder import ByLayer, Embedder
 from auricle.evaluation.events import EVENT_METRICS
 from auricle.evaluation.metrics import Outcomes
+from auricle.evaluation.music import KEY_METRIC, key_credit
 from auricle.evaluation.prepare import UNLABELLED, Prepared
 from auricle.evaluation.probes.heads import Examples, Trial
 from auricle.evaluation.probes.protocols import Probe, Prober
@@ -55,9 +57,11 @@ class Answers:
     correct: NDArray[np.float64]
     """(S, n) right answers: 0 or 1 for classes, the share of right labels, NaN for values, a count for frames."""
     total: NDArray[np.float64]
-    """(n,) answers: 1, or the frames."""
+    """(n,) answers: 1, or the frames; (S, n) where that depends on what is answered."""
     outputs: NDArray[np.float64] | None = None
     """(S, n, K) probabilities of classes or labels, (S, n) values; None for frames."""
+    times: Mapping[str, Sequence[NDArray[np.float64]]] = field(default_factory=dict)
+    """Further columns of the predictions: n lists of seconds each."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ class Fold:
     skipped: int
     others: list[tuple[Trial, Answers]]
     """What every row of the grid answers on test, without probabilities of classes; none where it is not known."""
+    beside: Mapping[str, Answers] = field(default_factory=dict)
+    """The test answers as other metrics count them, by what these are called: each Σ correct / Σ total."""
 
 
 def answer(embedder: Embedder, ready: Prepared, prober: Prober) -> list[Fold]:
@@ -78,6 +84,10 @@ def answer(embedder: Embedder, ready: Prepared, prober: Prober) -> list[Fold]:
         from auricle.evaluation.probes.events import answer_events  # which imports this module
 
         return answer_events(embedder, ready, prober)
+    if ready.task.scored_by in BEAT_METRICS:
+        from auricle.evaluation.probes.beats import answer_beats  # which imports this module
+
+        return answer_beats(embedder, ready, prober)
     if isinstance(ready.task, MusicTask) and ready.task.level == "clip":
         from auricle.evaluation.probes.tracks import answer_tracks  # which imports this module
 
@@ -175,6 +185,8 @@ def _constant(ready: Prepared, train: NDArray[np.generic], shape: tuple[int, ...
 
 
 def _correct(ready: Prepared, outputs: NDArray[np.float64], targets: NDArray[Any]) -> NDArray[np.float64]:
+    if ready.task.scored_by == KEY_METRIC:
+        return np.asarray(key_credit(ready.classes)[targets, outputs.argmax(2)])
     if ready.task.kind == "classes":
         return np.asarray(outputs.argmax(2) == targets, np.float64)
     if ready.task.kind == "labels":
@@ -283,7 +295,8 @@ def of_seed(answers: Answers, seed: int) -> Answers:
     """The answers of one seed; what was chosen in a fold may know fewer seeds than in others, or only one."""
     row = [seed % len(answers.correct)]
     outputs = None if answers.outputs is None else answers.outputs[row]
-    return replace(answers, correct=answers.correct[row], outputs=outputs)
+    total = answers.total if answers.total.ndim == 1 else answers.total[row]
+    return replace(answers, correct=answers.correct[row], total=total, outputs=outputs)
 
 
 def outcomes(ready: Prepared, answers: list[Answers]) -> Outcomes:
@@ -291,7 +304,7 @@ def outcomes(ready: Prepared, answers: list[Answers]) -> Outcomes:
     rows = np.concatenate([part.rows for part in answers])
     unit = np.unique([ready.units[row] for row in rows], return_inverse=True)[1]
     correct = np.concatenate([part.correct.mean(0) for part in answers])
-    total = np.concatenate([part.total for part in answers])
+    total = np.concatenate([np.atleast_2d(part.total).mean(0) for part in answers])
     target = correct if ready.task.level == "frame" else ready.targets[rows]
     outputs = [part.outputs for part in answers if part.outputs is not None]
     # folds of classes may know different numbers of them; only rankings and values need outputs
@@ -301,21 +314,22 @@ def outcomes(ready: Prepared, answers: list[Answers]) -> Outcomes:
 
 def table(ready: Prepared, part: str, answers: Answers) -> pa.Table:
     """Answers as rows of predictions, without the map."""
-    clips = ready.manifest.select(answers.rows).table.select(["clip_id", "path", "start_s", "duration_s"])
-    texts = [ready.texts[row] for row in answers.rows] if ready.texts else [None] * len(clips)
+    rows = ready.manifest.select(answers.rows).table.select(["clip_id", "path", "start_s", "duration_s"])
+    texts = [ready.texts[row] for row in answers.rows] if ready.texts else [None] * len(rows)
     correct = answers.correct.mean(0)
     columns = {
-        "split": pa.array([part] * len(clips), pa.string()),
+        "split": pa.array([part] * len(rows), pa.string()),
         "unit": pa.array([ready.units[row] for row in answers.rows], pa.string()),
         "target": pa.array(texts, pa.string()),
         "prediction": pa.array(_predictions(ready, answers), pa.string()),
         "correct": pa.array(correct, pa.float64(), mask=np.isnan(correct)),
-        "total": pa.array(answers.total, pa.float64()),
+        "total": pa.array(np.atleast_2d(answers.total).mean(0), pa.float64()),
         "outputs": pa.array(_flat(ready, answers), pa.list_(pa.float64())),
+        **{name: pa.array(clips, pa.list_(pa.float64())) for name, clips in answers.times.items()},
     }
     for name, column in columns.items():
-        clips = clips.append_column(name, column)
-    return clips
+        rows = rows.append_column(name, column)
+    return rows
 
 
 def _predictions(ready: Prepared, answers: Answers) -> list[str | None]:

@@ -12,7 +12,7 @@ beat is heard with the frame's probability of a beat, all else with that of none
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,8 @@ from auricle.evaluation.events import Counts
 Array = NDArray[np.float64]
 WINDOW_S = 0.07
 """A beat is found by one estimated no further away."""
+SAME_S = 0.03
+"""A downbeat is the beat that is annotated no further from it, if one is."""
 LEAST = 1e-5
 """Probabilities are kept this far from 0."""
 NONE, BEAT, DOWNBEAT = range(3)
@@ -179,16 +181,20 @@ def pick_peaks(probabilities: ArrayLike, times: ArrayLike, threshold: float = 0.
     return np.asarray(clock[peaks - 1])
 
 
-def frame_targets(beats: ArrayLike, times: ArrayLike, beside: float = 0.5) -> NDArray[np.float32]:
-    """(T,) what a frame head should answer at regular `times`: 1 nearest to a beat, `beside` next to it, else 0."""
-    clock = np.asarray(times, np.float64)
+def frame_targets(beats: ArrayLike, times: ArrayLike, beside: Sequence[float] = (0.5,)) -> NDArray[np.float32]:
+    """(T,) what a frame head should answer at regular `times`: 1 nearest to a beat, `beside` next to it, else 0.
+
+    `beside` falls, and holds the value of the next frames on both sides, of those after the next, and so on.
+    """
+    clock, reach = np.asarray(times, np.float64), len(beside)
     hop = (clock[-1] - clock[0]) / (len(clock) - 1) if len(clock) > 1 else np.inf
     nearest = np.rint((np.asarray(beats, np.float64) - clock[0]) / hop).astype(np.int64)
-    nearest = nearest[(nearest >= -1) & (nearest <= len(clock))] + 2
-    padded = np.zeros(len(clock) + 4, np.float32)  # for beats outside whose neighbours are inside
-    padded[nearest - 1] = padded[nearest + 1] = beside
+    nearest = nearest[(nearest >= -reach) & (nearest < len(clock) + reach)] + 2 * reach
+    padded = np.zeros(len(clock) + 4 * reach, np.float32)  # for beats outside whose neighbours are inside
+    for step in range(reach, 0, -1):  # nearer ones last, which are higher
+        padded[nearest - step] = padded[nearest + step] = beside[step - 1]
     padded[nearest] = 1.0
-    return padded[2:-2]
+    return padded[2 * reach : len(padded) - 2 * reach]
 
 
 def applicable(hop_s: float) -> bool:
@@ -225,11 +231,36 @@ BEAT_METRICS: dict[str, BeatF1] = {
 it."""
 
 
+def annotated(intervals: Sequence[Mapping[str, Any]]) -> tuple[Array, Array]:
+    """Ascending times of beats, downbeats too, and of downbeats (N,), (M,), from intervals labelled with these words.
+
+    An interval's start counts. A downbeat is a beat, whether or not it is labelled as one besides. Raises
+    `EvaluationError` for other labels.
+    """
+    times: dict[str, list[float]] = {"beat": [], "downbeat": []}
+    for interval in intervals:
+        if interval["label"] not in times:
+            raise EvaluationError(f"found '{interval['label']}', where intervals are labelled beat and downbeat")
+        times[interval["label"]].append(interval["start_s"])
+    beats, downbeats = (np.unique(np.array(found, np.float64)) for found in times.values())
+    alone = [time for time in downbeats if not len(beats) or np.abs(beats - time).min() > SAME_S]
+    return np.sort(np.concatenate([beats, alone])), downbeats
+
+
 def beat_score(metric: str, reference: Sequence[ArrayLike], estimated: Sequence[ArrayLike]) -> float:
     """A metric over clips; 0 where there is nothing to count."""
     counts = [BEAT_METRICS[metric](one, other) for one, other in zip(reference, estimated, strict=True)]
     total = sum(count.total for count in counts)
     return sum(count.correct for count in counts) / total if total else 0.0
+
+
+def chance_score(metric: str, references: Sequence[tuple[Array, Array]]) -> float:
+    """What scores who has not heard the clip: the beats annotated in another one, the next.
+
+    `references` are beats and downbeats of clips; those without what the metric is about say nothing.
+    """
+    times = [times for clip in references if len(times := clip[metric.startswith("downbeat")])]
+    return beat_score(metric, times, times[1:] + times[:1]) if len(times) > 1 else 0.0
 
 
 def _matched(reference: Array, estimated: Array) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from auricle.errors import EvaluationError, unknown
+from auricle.evaluation.beats import BEAT_METRICS
 from auricle.evaluation.events import EVENT_ERRORS, EVENT_METRICS
 from auricle.evaluation.verification.metrics import MEASURES, trial_scorer
 
@@ -33,6 +34,7 @@ METRICS: dict[str, Kind] = {
     "r2": "values",
     "mae": "values",
     **dict.fromkeys(EVENT_METRICS, "classes"),
+    **dict.fromkeys(BEAT_METRICS, "classes"),
 }
 """Name → what it scores. `map` and `roc_auc` are means over labels, `balanced_accuracy` over classes."""
 

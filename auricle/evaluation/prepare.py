@@ -18,6 +18,8 @@ from auricle.data.manifest import Manifest
 from auricle.data.splits import Splits, folds, is_split, personal, split
 from auricle.embedding.extract import grid_times
 from auricle.errors import EvaluationError, ManifestError, unknown
+from auricle.evaluation.beats import BEAT_METRICS, annotated
+from auricle.evaluation.events import EVENT_METRICS
 from auricle.evaluation.metrics import METRICS
 from auricle.evaluation.tasks.custom import is_intervals
 from auricle.evaluation.tasks.task import Task
@@ -35,7 +37,8 @@ class Prepared:
     classes: list[str]
     """Names of classes or labels; empty for values."""
     targets: NDArray[Any]
-    """(N,) class codes, (N, K) labels or (N,) values; for frame tasks (N,) objects, each codes on its grid."""
+    """(N,) class codes, (N, K) labels or (N,) values; for frame tasks (N,) objects, each codes on its grid, or for
+    beats their times and those of downbeats."""
     texts: list[str]
     """(N,) targets for people; empty for frame tasks."""
     units: list[str]
@@ -55,7 +58,9 @@ def read_task(task: Task, corpora: Path | str | None = None) -> Manifest:
     """All clips of a task's corpus, which lies in the folder `corpora`. Raises `ManifestError`."""
     if not task.corpus:
         raise EvaluationError(f"task {task.name}: names no corpus; give its recordings as data")
-    return find_corpus(task.corpus, corpora, **task.options)
+    manifest = find_corpus(task.corpus, corpora, **task.options)
+    manifest.warn_of_skipped()
+    return manifest
 
 
 def prepare(
@@ -70,7 +75,7 @@ def prepare(
     manifest = read_task(task, corpora) if manifest is None else manifest
     for column in (task.target, *task.where, task.unit, task.group, task.column, task.speaker):
         if column is not None and column not in manifest.table.column_names:
-            raise ManifestError(unknown("column", column, manifest.labels))
+            raise ManifestError(f"task {task.name}: {unknown('column', column, manifest.labels)}")
     for column, wanted in task.where.items():
         manifest = manifest.select(np.array([str(value) == wanted for value in manifest.column(column)], bool))
     home = os.path.commonpath(map(os.path.dirname, manifest.column("path"))) if task.corpus and len(manifest) else ""
@@ -81,6 +86,8 @@ def prepare(
     manifest = manifest.select(keep)
     if not len(manifest):
         raise EvaluationError(f"task {task.name}: no clip has a value in column '{task.target}'")
+    if task.scored_by in BEAT_METRICS and not is_intervals(manifest.table.schema.field(task.target).type):
+        raise EvaluationError(f"task {task.name}: {task.scored_by} scores intervals, not column '{task.target}'")
     if METRICS[task.scored_by] != task.kind:
         raise EvaluationError(f"task {task.name}: metric {task.scored_by} cannot score {task.kind}")
     if task.kind == "labels":
@@ -162,6 +169,8 @@ def _targets(
 ) -> tuple[list[str], NDArray[Any], list[str]]:
     """Names of the classes, targets as in `Prepared`, and texts."""
     values = manifest.column(task.target)
+    if task.scored_by in BEAT_METRICS:
+        return ["beat", "downbeat"], _beats(task, manifest), []
     if task.level == "frame":
         frames = np.empty(len(values), object)
         if not is_intervals(manifest.table.schema.field(task.target).type):  # the clip's class, at every point
@@ -186,13 +195,26 @@ def _targets(
     if task.kind == "labels":
         sets = [set(value) for value in values]
         classes = sorted(set().union(*sets))
-        return classes, np.array([[name in labels for name in classes] for labels in sets], np.float32), [
-            ";".join(sorted(labels)) for labels in sets
-        ]  # fmt: skip
+        hits = np.zeros((len(sets), len(classes)), np.uint8)  # of AudioSet's two million clips a gigabyte
+        code = {name: index for index, name in enumerate(classes)}
+        for clip_hits, labels in zip(hits, sets, strict=True):
+            clip_hits[[code[label] for label in labels]] = 1
+        return classes, hits, [";".join(sorted(labels)) for labels in sets]
     texts = [str(value) for value in values]
     classes = sorted(set(texts))
     code = {name: index for index, name in enumerate(classes)}
     return classes, np.array([code[text] for text in texts]), texts
+
+
+def _beats(task: Task, manifest: Manifest) -> NDArray[np.object_]:
+    """(N,) pairs: times of beats and of downbeats."""
+    beats = np.empty(len(manifest), object)
+    for row, (clip_id, clip) in enumerate(zip(manifest.column("clip_id"), manifest.column(task.target), strict=True)):
+        try:
+            beats[row] = annotated(clip)
+        except EvaluationError as error:
+            raise EvaluationError(f"task {task.name}, column '{task.target}', clip {clip_id}: {error}") from None
+    return beats
 
 
 def _labels(value: Any) -> set[str]:
@@ -223,10 +245,17 @@ def _check(task: Task, assignment: NDArray[Any], classes: list[str], targets: ND
         if np.ptp(targets[assignment == "train"]) == 0:
             raise EvaluationError(f"{where}: all values in train are equal")
         return
+    if task.scored_by in BEAT_METRICS:
+        kind = task.scored_by.partition("_")[0]
+        for part in ("train", "dev", "test"):
+            if not any(len(clip[kind == "downbeat"]) for clip in targets[assignment == part]):
+                raise EvaluationError(f"{where}: no clip of {part} has a {kind}")
+        return
     if task.level == "frame":
         present = {part: _frames_of(targets[assignment == part]) for part in ("train", "test")}
-        if len(present["train"]) < 2 or not len(present["test"]):
-            raise EvaluationError(f"{where}: needs frames of two classes in train, and frames in test")
+        least, what = (1, "an event") if task.scored_by in EVENT_METRICS else (2, "two classes")
+        if len(present["train"]) < least or not len(present["test"]):
+            raise EvaluationError(f"{where}: needs frames of {what} in train, and frames in test")
         return  # a rare phone that train lacks is counted as an error
     if task.kind == "labels":
         silent = [name for name, count in zip(classes, targets[assignment == "train"].sum(0), strict=True) if not count]

@@ -85,7 +85,8 @@ class Result(Config):
     high: float
     further: dict[str, Measure] = Field(default_factory=dict)
     """`oracle`: the best row of the grid on test, which is no fair score. Of trials: detection costs, and equal error
-    rates of other ways to use the same encoder."""
+    rates of other ways to use the same encoder. Of beats: the other metrics, and two of them `by peaks`, picked
+    instead of tracked."""
     seeds: list[float]
     """Test score of each seed."""
     dev: float | None
@@ -95,7 +96,7 @@ class Result(Config):
     grid: list[Choice]
     """All that was tried (in the first fold)."""
     chance: float
-    """What the best constant answer scores on test."""
+    """What the best constant answer scores on test; of beats, those of another clip."""
     split: str
     """The rule that split the clips."""
     split_hash: str
@@ -130,7 +131,9 @@ class Result(Config):
 
     def predictions(self) -> pa.Table:
         """One row per dev and test clip: `clip_id, path, start_s, duration_s, split, unit, target, prediction, correct,
-        total, map_x, map_y, outputs`; for trials a row each (see `read_trials`). Raises `EvaluationError`.
+        total, map_x, map_y, outputs`, and of beats `reference_s, estimated_s, reference_downbeats_s,
+        estimated_downbeats_s`, seconds from the clip's start; for trials a row each (see `read_trials`). Raises
+        `EvaluationError`.
         """
         path = (self.file or Path(self.name)).with_suffix(".parquet")
         try:
@@ -233,6 +236,8 @@ def table(results: Sequence[Result], style: Style = "text") -> str:
         return json.dumps([result.model_dump(mode="json") for result in results], indent=2, ensure_ascii=False)
     if style == "csv":
         return _csv(results)
+    if not results:
+        return "no results"
     columns: dict[tuple[str, str], list[Result]] = {}  # those scored on the same clips
     for result in results:
         columns.setdefault((result.name, result.split_hash), []).append(result)

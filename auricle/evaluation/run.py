@@ -5,19 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
-import os
-import platform
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
@@ -27,16 +23,17 @@ from auricle.data.manifest import Manifest, Sources
 from auricle.encoders.base import WORDS, Encoder, Pooling, choose_layers
 from auricle.encoders.checkpoint import load
 from auricle.errors import EvaluationError
-from auricle.evaluation.answers import Answers, Fold, answer, of_seed, outcomes, table, with_map
+from auricle.evaluation.answers import answer, table, with_map
+from auricle.evaluation.beats import BEAT_METRICS, WINDOW_S, applicable
 from auricle.evaluation.cache import Cache
 from auricle.evaluation.embedder import Embedder
-from auricle.evaluation.metrics import LOWER_IS_BETTER, Score, bootstrap, chance, scorer
-from auricle.evaluation.music import KEY_METRIC, each_value, key_chance, key_credit
-from auricle.evaluation.prepare import UNLABELLED, Prepared, prepare, read_task
-from auricle.evaluation.probes.heads import Head, Layer, ProbeConfig, Trial
+from auricle.evaluation.prepare import Prepared, prepare, read_task
+from auricle.evaluation.probes.beats import beat_prober
+from auricle.evaluation.probes.heads import Head, Layer, ProbeConfig
 from auricle.evaluation.probes.protocols import prober
 from auricle.evaluation.probes.tracks import prepare_music
-from auricle.evaluation.results import Choice, Measure, Result, read_result, result_path, write_result
+from auricle.evaluation.results import Result, read_result, result_path, write_result
+from auricle.evaluation.scores import beside, choice_of, heard, oracle, scored
 from auricle.evaluation.tasks import Task, suite_tasks, task
 from auricle.evaluation.tasks.custom import custom_task
 from auricle.evaluation.tasks.hear import hear_tasks
@@ -102,6 +99,9 @@ def evaluate(
     `data` (such as `voxceleb1-o-cleaned`). `auricle.evaluation.verification.run.verify` says more, and what `as_norm`
     and `center` do.
 
+    Tasks of beats are not applicable to an encoder whose frames lie more than 70 ms apart: a warning tells, and the
+    encoder gets no result there.
+
     Results that are there and were made with the same options are returned as they are unless `overwrite="always"`;
     those made with others are replaced, or with `"never"` refused. Embeddings are kept in the folder `cache` (`.cache`
     in `output`; None: not at all) by the content of the audio and the encoder's fingerprint, so that another task, head
@@ -109,74 +109,119 @@ def evaluate(
     """
     names = [encoders] if isinstance(encoders, str | Path | Encoder) else list(encoders)
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    named = layers if isinstance(layers, str) and layers not in WORDS else None
-    tried = "all" if named else layers if isinstance(layers, str) else tuple(layers)
-    probe = ProbeConfig.parse({"heads": tuple(heads), "layers": tried, "lrs": tuple(lrs), "seeds": tuple(seeds)})
     chosen = [name if isinstance(name, Task) else task(name) for name in tasks or ()]
     own = hear_tasks(suite.removeprefix("hear:")) if suite and suite.startswith("hear:") else []
     chosen += suite_tasks(suite) if suite and not own else []
-    if verifications := [record for record in chosen if record.scored_by == "eer"]:
-        from auricle.evaluation.verification.run import verify  # which writes results as this module does
+    common: dict[str, Any] = {
+        "output": output, "overwrite": overwrite, "cache": cache, "device": place, "batch_seconds": batch_seconds,
+        "progress": progress,
+    }  # fmt: skip
+    if any(record.scored_by == "eer" for record in chosen):
+        from auricle.evaluation.verification.run import verify  # which imports this module, as recognition does
 
-        if len(verifications) < len(chosen):
+        if any(record.scored_by != "eer" for record in chosen):
             raise EvaluationError("verification has tasks of its own: ask for them, and for others, one after another")
-        if level or metric or group or unit:
-            raise EvaluationError("verification knows no level, metric, group or unit: its units are the speakers")
+        _refuse(
+            "verification", level=level, metric=metric, group=group, unit=unit, protocol=protocol, speaker=speaker,
+            folds=split == "folds", heads=tuple(heads) != ProbeConfig().heads, lrs=tuple(lrs) != ProbeConfig().lrs,
+        )  # fmt: skip
         return verify(
-            names, verifications, data=data, target=target, trials=trials, count=trial_count, seed=split_seed,
-            as_norm=as_norm, center=center, pool=pool, layers=layers, output=output, overwrite=overwrite,
-            device=place, batch_seconds=batch_seconds, progress=progress,
+            names, chosen, data=data, target=target, trials=trials, count=trial_count, seed=split_seed,
+            as_norm=as_norm, center=center, pool=pool, layers=layers, **common,
         )  # fmt: skip
     if trials is not None:
         raise EvaluationError("trials: a list of pairs of recordings needs the task verification-clean")
+    probe = _grid(heads, layers, lrs, seeds)
     if speech := [record for record in chosen if record.scored_by == "per"]:
-        from auricle.evaluation.recognition.ctc import CtcConfig
-        from auricle.evaluation.recognition.run import recognise
         from auricle.evaluation.recognition.setup import prepare_speech
 
-        if level or metric or protocol not in (None, speech[0].protocol) or (data is not None and len(chosen) > 1):
-            raise EvaluationError(
-                f"task {speech[0].name}: knows no level, metric or other protocol; give data to it alone"
-            )
-        others = [record for record in chosen if record not in speech]
+        if data is not None and len(chosen) > 1:
+            raise EvaluationError(f"task {speech[0].name}: give data to it alone")
+        _refuse(
+            f"task {speech[0].name}", level=level, metric=metric, protocol=protocol not in (None, speech[0].protocol),
+            heads=probe.heads != ProbeConfig().heads, lrs=probe.lrs != ProbeConfig().lrs, pool=pool != "mean",
+            folds=split == "folds", speaker=speaker,
+        )  # fmt: skip
         phones = [
             prepare_speech(record, data, target, corpora=corpora, group=group, unit=unit, seed=split_seed)
             for record in speech
         ]
-        told = evaluate(
-            names, tasks=others, corpora=corpora, pool=pool, heads=heads, layers=layers, lrs=lrs, seeds=seeds,
-            output=output, overwrite=overwrite, cache=cache, device=place, batch_seconds=batch_seconds,
-            progress=progress,
-        ) if others else []  # fmt: skip
-        return told + recognise(
-            names, phones, CtcConfig(seeds=tuple(seeds)), layers=layers, output=output, overwrite=overwrite,
-            cache=cache, device=place, batch_seconds=batch_seconds, progress=progress,
-        )  # fmt: skip
-    if data is None:
-        if not (chosen or own) or target is not None:
-            raise EvaluationError("nothing to evaluate: give tasks, a suite, or data with the target column")
-        prepared = _prepared([_under(protocol, record) for record in chosen], corpora)
-        prepared += [prepare(_under(protocol, record), clips) for record, clips in own]
-    elif target is None or tasks or suite:
-        raise EvaluationError("data needs a target, the column to predict, and neither tasks nor a suite")
-    else:
+        data = target = None  # which were theirs
+        chosen = [record for record in chosen if record not in speech]
+    if data is not None:
+        if target is None or tasks or suite:
+            raise EvaluationError("data needs a target, the column to predict, and neither tasks nor a suite")
         manifest = Manifest.open(data)
         record = custom_task(
             manifest, target, name=task_name(data, target), level=level, metric=metric, split=split, group=group,
             unit=unit, speaker=speaker, seed=split_seed,
         )  # fmt: skip
         prepared = [prepare(_under(protocol, record), manifest)]
-    for ready in prepared:
-        prober(ready.task.protocol, probe)  # a mistake here is told before anything is encoded
-        if ready.task.protocol != "auricle" and (tuple(heads), tuple(lrs)) != (ProbeConfig().heads, ProbeConfig().lrs):
-            raise EvaluationError(
-                f"protocol {ready.task.protocol} has heads and learning rates of its own: leave them out"
-            )
+    elif not (chosen or own or speech) or target is not None:
+        raise EvaluationError("nothing to evaluate: give tasks, a suite, or data with the target column")
+    else:
+        if chosen or own:
+            _refuse(
+                "a ready-made task", level=level, metric=metric, group=group, unit=unit, speaker=speaker,
+                folds=split == "folds",
+            )  # fmt: skip
+        prepared = _prepared([_under(protocol, record) for record in chosen], corpora)
+        prepared += [prepare(_under(protocol, record), clips) for record, clips in own]
+    for ready in prepared:  # a mistake here is told before anything is encoded
+        _check_protocol(ready.task, probe)
         log.info("%s: %d clips, split %s (%s)", ready.task.name, len(ready.manifest), ready.rule, ready.split_hash)
+    named = layers if isinstance(layers, str) and layers not in WORDS else None
+    results = _probe(names, prepared, probe, named, pool, **common) if prepared else []
+    if speech:
+        from auricle.evaluation.recognition.ctc import CtcConfig
+        from auricle.evaluation.recognition.run import recognise
+
+        results += recognise(names, phones, CtcConfig(seeds=tuple(seeds)), layers=layers, **common)
+    return results
+
+
+def _refuse(what: str, **given: Any) -> None:
+    """Raise `EvaluationError` where options are given that would be ignored."""
+    if ignored := [option for option, value in given.items() if value]:
+        raise EvaluationError(f"{what}: knows no {' and no '.join(ignored)}; leave that out")
+
+
+def _grid(
+    heads: Sequence[Head], layers: str | Sequence[Layer], lrs: Sequence[float], seeds: Sequence[int]
+) -> ProbeConfig:
+    """The grid asked for; one output of an encoder by its name is a layer that only the encoder knows."""
+    tried = tuple(layers) if not isinstance(layers, str) else layers if layers in WORDS else "all"
+    return ProbeConfig.parse({"heads": tuple(heads), "layers": tried, "lrs": tuple(lrs), "seeds": tuple(seeds)})
+
+
+def _check_protocol(record: Task, probe: ProbeConfig) -> None:
+    """Raise `EvaluationError` for a protocol that there is not, or that does not go with the task or the grid."""
+    made = prober(record.protocol, probe)
+    if record.scored_by in BEAT_METRICS:
+        beat_prober(record, made)
+    if record.protocol != "auricle" and (probe.heads, probe.lrs) != (ProbeConfig().heads, ProbeConfig().lrs):
+        raise EvaluationError(f"protocol {record.protocol} has heads and learning rates of its own: leave them out")
+
+
+def _probe(
+    names: Sequence[str | Path | Encoder],
+    prepared: Sequence[Prepared],
+    probe: ProbeConfig,
+    named: str | None,
+    pool: Pooling,
+    *,
+    output: Path | str,
+    overwrite: Overwrite,
+    cache: Path | str | None,
+    device: torch.device,
+    batch_seconds: float,
+    progress: bool,
+) -> list[Result]:
+    """Probe each encoder, loaded in turn, on all tasks; on those alone whose beats its frames can tell."""
     results = []
     with tqdm(total=len(names) * len(prepared), unit="score", desc="evaluate", disable=not progress) as bar:
         for name in names:
-            encoder = name.to(place) if isinstance(name, Encoder) else load(name, place)
+            encoder = name.to(device) if isinstance(name, Encoder) else load(name, device)
             fingerprint = encoder.fingerprint()
             kept = None if cache is None else Cache(Path(output) / ".cache" if cache == "auto" else cache, fingerprint)
             some = _chosen(encoder, named or probe.layers)
@@ -186,10 +231,23 @@ def evaluate(
             for ready in prepared:
                 bar.set_postfix_str(f"{embedder.name} {ready.task.name}")
                 settings = _settings(ready, grid, pool)
-                there = find_result(output, embedder.name, fingerprint, ready.task, settings, overwrite)
-                results.append(there or _evaluate(embedder, fingerprint, ready, grid, settings, output))
+                if _applies(encoder, ready.task):
+                    there = find_result(output, embedder.name, fingerprint, ready.task, settings, overwrite)
+                    results.append(there or _evaluate(embedder, fingerprint, ready, grid, settings, output))
                 bar.update()
     return results
+
+
+def _applies(encoder: Encoder, record: Task) -> bool:
+    """Whether the task says anything of the encoder; warns if not."""
+    hop_s = encoder.hop / encoder.sample_rate
+    if record.scored_by not in BEAT_METRICS or applicable(hop_s):
+        return True
+    log.warning(
+        "task %s: not applicable to %s, whose frames lie %.0f ms apart; beats are told within %.0f ms",
+        record.name, encoder.name or encoder.family, 1000 * hop_s, 1000 * WINDOW_S,
+    )  # fmt: skip
+    return False
 
 
 def _chosen(encoder: Encoder, layers: str | Sequence[Layer]) -> list[int] | None:
@@ -273,10 +331,10 @@ def _evaluate(
         fingerprint=fingerprint,
         supervision=embedder.encoder.supervision,
         dev=float(np.mean([np.mean(fold.fitted.choice.dev) for fold in folds])),
-        chosen=[_choice(fold.fitted.choice) for fold in folds],
-        grid=[_choice(trial) for trial in folds[0].fitted.trials],
+        chosen=[choice_of(fold.fitted.choice) for fold in folds],
+        grid=[choice_of(trial) for trial in folds[0].fitted.trials],
         skipped=max(fold.skipped for fold in folds),
-        further=_oracle(ready, folds) | _beside(ready, tests),
+        further=oracle(ready, folds) | beside(ready, folds),
         transductive=heard(embedder.name, ready, tests),
         seconds_encode=encoded,
         seconds_probe=probed - encoded,
@@ -285,116 +343,3 @@ def _evaluate(
     parts = [("test", test) for test in tests] + [("dev", folds[0].dev)] * (len(folds) == 1)
     predictions = pa.concat_tables([table(ready, part, answers) for part, answers in parts])
     return write_result(result, with_map(predictions, embedder, ready, folds[0].fitted), output)
-
-
-def _oracle(ready: Prepared, folds: list[Fold]) -> dict[str, Measure]:
-    """The best test score of any one row of the grid, where the protocol tells them: selection on test, for papers."""
-    answers: dict[Trial, list[Answers]] = {}
-    for fold in folds:
-        for trial, found in fold.others:
-            answers.setdefault(replace(trial, dev=()), []).append(found)
-    metric, best = ready.task.scored_by, None
-    for tests in answers.values():
-        told = outcomes(ready, tests)
-        score, one = scorer(metric, told), np.ones((1, told.units))
-        value = float(score(one)[0])
-        if len(tests) == len(folds) and (best is None or (value < best[0]) == (metric in LOWER_IS_BETTER)):
-            best = value, *bootstrap(score, told.units)
-    return {} if best is None else {"oracle": Measure.of(*best)}
-
-
-def _beside(ready: Prepared, tests: list[Answers]) -> dict[str, Measure]:
-    """Mean average precision beside areas under ROC curves, and R² of each of several values."""
-    if not isinstance(ready.task, MusicTask) or ready.task.level == "frame":
-        return {}
-    told, found = outcomes(ready, tests), dict[str, Score]()
-    if ready.task.scored_by == "roc_auc":
-        found["map"] = scorer("map", told)
-    if ready.task.also:
-        found = {f"r2 {name}": scorer("r2", one) for name, one in each_value(told, ready.classes).items()}
-    one = np.ones((1, told.units))
-    return {name: Measure.of(float(score(one)[0]), *bootstrap(score, told.units)) for name, score in found.items()}
-
-
-def scored(ready: Prepared, tests: list[Answers], **others: Any) -> Result:
-    """The result of answers on test, one a fold, with its interval and what else is told by the task.
-
-    `others` are the fields that depend on the encoder and on how it was probed.
-    """
-    record, units = ready.task, len({ready.units[row] for test in tests for row in test.rows})
-    score, one = scorer(record.scored_by, outcomes(ready, tests)), np.ones((1, units))
-    low, high = bootstrap(score, units)
-    most = max(len(test.correct) for test in tests)
-    seeds = [outcomes(ready, [of_seed(test, seed) for test in tests]) for seed in range(most)]
-    first = ready.assignments[0]
-    return Result(
-        task=record.name,
-        protocol=record.protocol,
-        version=record.version,
-        kind=record.kind,
-        level=record.level,
-        target=record.target,
-        classes=ready.classes,
-        metric=record.scored_by,
-        score=float(score(one)[0]),
-        low=low,
-        high=high,
-        seeds=[float(scorer(record.scored_by, seed)(one)[0]) for seed in seeds],
-        chance=_chance(ready, tests),
-        split=ready.rule,
-        split_hash=ready.split_hash,
-        unit=ready.unit,
-        units=units,
-        n_train=int((first == "train").sum()),
-        n_dev=int((first == "dev").sum()),
-        n_test=sum(len(test.rows) for test in tests),
-        leaks=_leaks(others["encoder"], ready, tests),
-        versions={"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-        **others,
-    )
-
-
-def _choice(trial: Trial) -> Choice:
-    dev = float(np.mean(trial.dev))
-    dev_score = dev if math.isfinite(dev) else None
-    return Choice(head=trial.head, layer=trial.layer, lr=trial.lr, dev=dev_score, detail=trial.detail)
-
-
-def _chance(ready: Prepared, tests: list[Answers]) -> float:
-    targets = ready.targets[np.concatenate([test.rows for test in tests])]
-    if ready.task.level == "frame":
-        targets = np.concatenate(list(targets))
-        targets = targets[targets != UNLABELLED]
-    if ready.task.scored_by == KEY_METRIC:
-        return key_chance(key_credit(ready.classes), targets)
-    return chance(ready.task.scored_by, targets)
-
-
-def heard(encoder: str, ready: Prepared, tests: list[Answers]) -> bool:
-    """Whether the run of that name was trained on any of the test recordings."""
-    paths = ready.manifest.column("path")
-    return was_heard(encoder, [paths[row] for test in tests for row in test.rows])
-
-
-def was_heard(encoder: str, paths: Iterable[str]) -> bool:
-    """Whether the run of that name (its folder holds a manifest) was trained on any of these recordings."""
-    return not _heard_by(encoder).isdisjoint(paths)
-
-
-def _leaks(encoder: str, ready: Prepared, tests: list[Answers]) -> str:
-    """What of the task's recordings the run of that name was trained on."""
-    if heard(encoder, ready, tests):
-        return "test"
-    here = os.path.join(ready.home, "")
-    return "corpus" if ready.home and any(path.startswith(here) for path in _heard_by(encoder)) else ""
-
-
-def _heard_by(encoder: str) -> set[str]:
-    """Paths that the run of that name was trained on; none where its folder holds no manifest."""
-    if encoder.startswith("untrained:"):
-        return set()
-    folders = [Path(encoder), *Path(encoder).parents[:2]] if encoder else []
-    for manifest in (folder / "manifest.parquet" for folder in folders):
-        if manifest.is_file():
-            return set(pq.read_table(manifest, columns=["path"])["path"].to_pylist())
-    return set()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from auricle.config import Config
+from auricle.features.chroma import Chromagram
 from auricle.features.deltas import add_deltas
 from auricle.features.fbank import KaldiFbank, Scale
 from auricle.features.melspec import DecibelSpectrogram, LogSpectrogram
@@ -25,13 +26,14 @@ STRETCH = 1 << 14
 class FrontEndConfig(Config):
     """What becomes of a waveform: level, spectrogram, deltas, normalisation, stacking, in this order."""
 
-    kind: Literal["kaldi", "mfcc", "stft", "linear"] = "kaldi"
+    kind: Literal["kaldi", "mfcc", "stft", "linear", "chroma"] = "kaldi"
     """`kaldi`: Kaldi's log-mel filter bank; `mfcc`: Kaldi's cepstra; `stft`: log-mel of the STFT (n_mels 0: its
-    linear bins); `linear`: pre-emphasised magnitudes in decibels, scaled to [0, 1]."""
+    linear bins); `linear`: pre-emphasised magnitudes in decibels, scaled to [0, 1]; `chroma`: log energies of the
+    twelve pitch classes."""
     sample_rate: int = Field(16000, ge=1000)
     """Hz."""
     n_mels: int = Field(80, ge=0, le=1024)
-    """Mel bands; not for `linear`."""
+    """Mel bands; not for `linear` and `chroma`."""
     window_ms: float = Field(25.0, gt=0)
     """Window, milliseconds, cut to whole samples."""
     hop_ms: float = Field(10.0, gt=0)
@@ -39,23 +41,23 @@ class FrontEndConfig(Config):
     window: Window | None = None
     """Window function; None: `povey` for Kaldi's kinds, `hann` for the others."""
     n_fft: int | None = Field(None, ge=2, le=MAX_N_FFT)
-    """Transform size of `stft` and `linear`, samples; None: the window. Kaldi's kinds take the next power of two."""
+    """Transform size, samples; None: the window. Kaldi's kinds take the next power of two."""
     low_hz: float | None = Field(None, ge=0)
-    """Lower edge of the mel bands; None: 20 for Kaldi's kinds, 0 for `stft`."""
+    """Lower edge of the mel bands, or the lowest pitch; None: 20 for Kaldi's kinds, 55 for `chroma`, 0 for `stft`."""
     high_hz: float = Field(0.0, ge=0)
-    """Upper edge of the mel bands; 0: half the sample rate."""
+    """Upper edge of the mel bands, or the highest pitch; 0: half the sample rate."""
     centred: bool = True
-    """`stft`: frame t is centred on sample t * hop, clips being continued by reflection; False: frame t begins there,
-    and only whole windows count, as in Kaldi and `tf.signal`."""
+    """`stft` and `chroma`: frame t is centred on sample t * hop, clips being continued by reflection; False: frame t
+    begins there, and only whole windows count, as in Kaldi and `tf.signal`."""
     mel_scale: MelScale = "htk"
     """Mel scale of `stft`; `slaney` is librosa's default; `kaldi` is HTK's scale with triangles straight in mel rather
     than in Hz, as Kaldi and `tf.signal` have them."""
     mel_norm: MelNorm = "none"
     """Area norm of the mel triangles of `stft`; `slaney` is librosa's default."""
     power: Literal[1, 2] = 2
-    """Mel bands sum magnitudes (1) or powers (2)."""
+    """Bands sum magnitudes (1) or powers (2)."""
     log_floor: float = Field(1e-10, gt=0)
-    """Added to the energies of `stft` before the logarithm. Kaldi's kinds floor at float32's epsilon instead."""
+    """Added to energies before the logarithm. Kaldi's kinds floor at float32's epsilon instead."""
     scale: Scale = "int16"
     """Kaldi's kinds: samples as Kaldi reads them (`int16`, [-1, 1] times 32768) or as they are (`unit`)."""
     level_db: float | None = Field(None, ge=-100, le=0)
@@ -89,6 +91,8 @@ class FrontEndConfig(Config):
             raise ValueError(f"window: 'povey' is Kaldi's; kind '{self.kind}' takes 'hann' or 'hamming'")
         if self.kind != "linear" and not low < high <= nyquist:
             raise ValueError(f"low_hz, high_hz: bands from {low:g} to {high:g} Hz do not fit in 0 to {nyquist:g} Hz")
+        if self.kind == "chroma" and low == 0:
+            raise ValueError("low_hz: kind 'chroma' needs a lowest pitch above 0 Hz")
         if kaldi and self.n_mels == 0:
             raise ValueError(f"n_mels: kind '{self.kind}' needs at least one")
         if self.kind == "mfcc" and self.n_ceps > self.n_mels:
@@ -98,7 +102,7 @@ class FrontEndConfig(Config):
     @property
     def is_centred(self) -> bool:
         """Whether frame 0 is centred on sample 0, rather than begun there."""
-        return self.kind == "linear" or (self.kind == "stft" and self.centred)
+        return self.kind == "linear" or (self.kind in ("stft", "chroma") and self.centred)
 
     @property
     def window_size(self) -> int:
@@ -112,8 +116,8 @@ class FrontEndConfig(Config):
 
     @property
     def lowest_hz(self) -> float:
-        """Lower edge of the mel bands, Hz."""
-        return self.low_hz if self.low_hz is not None else 20.0 if self.kind in ("kaldi", "mfcc") else 0.0
+        """Lower edge of the mel bands, or the lowest pitch, Hz."""
+        return {"kaldi": 20.0, "mfcc": 20.0, "chroma": 55.0}.get(self.kind, 0.0) if self.low_hz is None else self.low_hz
 
 
 class FrontEnd(nn.Module):
@@ -177,7 +181,7 @@ def stack_frames(x: Tensor, lengths: Tensor, count: int) -> tuple[Tensor, Tensor
     return x[:, : steps * count].reshape(x.shape[0], steps, count * x.shape[2]), lengths // count
 
 
-def _spectrogram(config: FrontEndConfig) -> KaldiFbank | KaldiMfcc | LogSpectrogram | DecibelSpectrogram:
+def _spectrogram(config: FrontEndConfig) -> KaldiFbank | KaldiMfcc | LogSpectrogram | DecibelSpectrogram | Chromagram:
     size, hop = config.window_size, config.hop_size
     if config.kind in ("kaldi", "mfcc"):
         fbank = KaldiFbank(
@@ -195,6 +199,19 @@ def _spectrogram(config: FrontEndConfig) -> KaldiFbank | KaldiMfcc | LogSpectrog
     n_fft, window = config.n_fft or size, config.window or "hann"
     if config.kind == "linear":
         return DecibelSpectrogram(n_fft, size, hop, window)
+    if config.kind == "chroma":
+        return Chromagram(
+            config.sample_rate,
+            n_fft,
+            size,
+            hop,
+            window,
+            config.lowest_hz,
+            config.high_hz or config.sample_rate / 2,
+            config.power,
+            config.log_floor,
+            config.centred,
+        )
     return LogSpectrogram(
         config.sample_rate,
         config.n_mels,

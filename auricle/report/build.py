@@ -16,11 +16,11 @@ from markupsafe import Markup
 import auricle
 from auricle.errors import AuricleError
 from auricle.evaluation.results import Result, read_results
-from auricle.report import clips, runs, scores
+from auricle.report import charts, clips, music, runs, scores
 from auricle.report.verification import verifications
 
 FORMAT = 1
-AUDIO_BYTES, PICTURE_BYTES, SOUND_BYTES, POINTS = 9_000_000, 3_000_000, 1_000_000, 60_000
+AUDIO_BYTES, BEAT_BYTES, PICTURE_BYTES, SOUND_BYTES, POINTS = 7_000_000, 2_000_000, 3_000_000, 1_000_000, 60_000
 """Shares of the page, which with all the rest stays below 15 MB; points are those of all maps together."""
 
 
@@ -55,9 +55,17 @@ def _render(found_runs: Sequence[runs.Run], results: Sequence[Result]) -> str:
     board = scores.arrange(results)
     maps = _maps(board)
     sounds, unreadable = clips.inline_audio(maps, AUDIO_BYTES)
+    audio_note = _audio_note(maps, sounds, unreadable)
     shown = [_show(run, PICTURE_BYTES // len(found_runs)) for run in found_runs]
     chart_js = _asset("vendor/chart.umd.min.js").partition("//# sourceMappingURL")[0]
-    page_js = _asset("page.js")
+    page_js = "\n".join(map(_asset, ("page.js", "page.music.js", "page.start.js")))
+    drawn = {
+        "encoders": list(board.encoders),
+        "layers": charts.layer_charts(board),
+        "polyphony": charts.polyphony_charts(board),
+        "keys": music.key_wheels(board),
+        "beats": music.beat_clips(board, sounds, BEAT_BYTES),
+    }
     headline, *lead = scores.sentences(board) if results else [runs.sentence(run) for run in found_runs]
     environment = Environment(
         loader=PackageLoader("auricle.report", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -81,10 +89,11 @@ def _render(found_runs: Sequence[runs.Run], results: Sequence[Result]) -> str:
             for run, view in zip(found_runs, shown, strict=True)
         ],
         maps=maps,
-        audio_note=_audio_note(maps, sounds, unreadable),
+        **drawn,
+        audio_note=audio_note,
         details=[runs.details(run) for run in found_runs] + scores.details(board),
         sources=f"{len(found_runs)} run folder(s) and {len(results)} result(s)",
-        data=_json({"runs": shown, "maps": maps}),
+        data=_json({"runs": shown, "maps": maps, **drawn}),
         sounds=_json(sounds),
         chart_js=Markup(chart_js),
         page_js=Markup(page_js),

@@ -88,14 +88,14 @@ def inline_audio(maps: Sequence[dict[str, Any]], budget: int, most: int = 150) -
     """
     uris: list[str] = []
     index: dict[Source, int | None] = {}
-    turns = _take_turns([[(place, row) for row in _by_label(place["label"])] for place in maps])
+    turns = take_turns([[(place, row) for row in _by_label(place["label"])] for place in maps])
     with tempfile.TemporaryDirectory() as scratch:
         for place, row in turns:
             source = place["source"][row]
             if source not in index:
                 if len(uris) == most:
                     break
-                uri = _data_uri(source, Path(scratch) / "clip.ogg")
+                uri = data_uri(source, Path(scratch) / "clip.ogg")
                 budget -= len(uri or "")
                 if budget < 0:
                     break
@@ -106,7 +106,7 @@ def inline_audio(maps: Sequence[dict[str, Any]], budget: int, most: int = 150) -
     return uris, sum(value is None for value in index.values())
 
 
-def _data_uri(source: Source, scratch: Path) -> str | None:
+def data_uri(source: Source, scratch: Path, longest_s: float = LONGEST_S) -> str | None:
     """A clip as a data URI: small compressed files as they are, others as Ogg Vorbis; None if it cannot be read."""
     path, start_s, duration_s = source
     try:
@@ -115,7 +115,7 @@ def _data_uri(source: Source, scratch: Path) -> str | None:
         whole = start_s == 0 and abs(duration_s - info.duration_s) < 0.05
         if not (kind and whole and Path(path).stat().st_size <= SMALL):
             kind, rate = "audio/ogg", min(info.sample_rate, HIGHEST_RATE)
-            length = round(min(duration_s, LONGEST_S) * rate)
+            length = round(min(duration_s, longest_s) * rate)
             write(scratch, read(path, rate, round(start_s * rate), length), rate)
             path = str(scratch)
         return f"data:{kind};base64," + b64encode(Path(path).read_bytes()).decode()
@@ -123,14 +123,14 @@ def _data_uri(source: Source, scratch: Path) -> str | None:
         return None
 
 
-def _take_turns(queues: Sequence[Sequence[Any]]) -> Iterator[Any]:
+def take_turns(queues: Sequence[Sequence[Any]]) -> Iterator[Any]:
     """One of each queue, then another of each, until all are empty."""
     return (item for item in chain.from_iterable(zip_longest(*queues)) if item is not None)
 
 
 def _by_label(codes: Sequence[int]) -> list[int]:
     """Rows in turns of their labels."""
-    return list(_take_turns([[row for row, code in enumerate(codes) if code == label] for label in sorted(set(codes))]))
+    return list(take_turns([[row for row, code in enumerate(codes) if code == label] for label in sorted(set(codes))]))
 
 
 def _ranges(targets: Sequence[str]) -> tuple[list[str], list[int]]:

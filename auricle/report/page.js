@@ -24,22 +24,22 @@ const line = (x, y, label, color, more = {}) => ({
   borderWidth: 2, pointRadius: x.length > 1 ? 0 : 3, pointHitRadius: 12, spanGaps: true, ...more,
 });
 
-function curve(id, datasets) {
+function curve(id, datasets, { x = {}, y = {}, name = "step", tick, tip = {}, legend = datasets.length > 1, plugins = [] } = {}) {
   const canvas = $(id);
   if (!canvas) return;
   const short = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
   const small = (value) => (value !== 0 && Math.abs(value) < 0.001 ? value.toExponential(0) : short.format(value));
   charts.push(new Chart(canvas, {
-    type: "line", data: { datasets },
+    type: "line", data: { datasets }, plugins,
     options: {
       interaction: { mode: "nearest", axis: "x", intersect: false },
       scales: {
-        x: { type: "linear", title: { display: true, text: "step" }, grid: { display: false }, ticks: { maxTicksLimit: 7, callback: short.format } },
-        y: { border: { display: false }, ticks: { maxTicksLimit: 6, callback: small } },
+        x: { type: "linear", title: { display: true, text: name }, grid: { display: false }, ticks: { maxTicksLimit: 7, callback: tick ?? short.format }, ...x },
+        y: { border: { display: false }, ticks: { maxTicksLimit: 6, callback: small }, ...y },
       },
       plugins: {
-        legend: { display: datasets.length > 1, position: "top", align: "start", labels: { usePointStyle: true, pointStyle: "line", pointStyleWidth: 26 } },
-        tooltip: { callbacks: { title: (items) => "step " + items[0].parsed.x.toLocaleString("en") } },
+        legend: { display: legend, position: "top", align: "start", labels: { usePointStyle: true, pointStyle: "line", pointStyleWidth: 26 } },
+        tooltip: { callbacks: { title: (items) => `${name} ${items[0].parsed.x.toLocaleString("en")}`, ...tip } },
       },
     },
   }));
@@ -80,15 +80,19 @@ const rows = () => shown.map.id.map((_, i) => i).filter(visible);
 const color = (label) => css(shown.map.ordered ? `s${label}` : `c${label % 8}`);
 const shape = (label) => SHAPES[shown.map.ordered ? 0 : Math.floor(label / 8) % 4];
 
-function swatch(label) {
+const svg = (tag, attributes, ...children) => {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  node.append(...children);
+  return node;
+};
+
+function glyph(form, fill) {
   const drawing = { circle: "M5.5 1a4.5 4.5 0 1 0 .01 0Z", triangle: "M5.5 1 10.5 10H.5Z", rect: "M1 1h9v9H1Z", rectRot: "M5.5 0 11 5.5 5.5 11 0 5.5Z" };
-  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-  const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
-  svg.setAttribute("class", "swatch"); svg.setAttribute("viewBox", "0 0 11 11"); svg.setAttribute("aria-hidden", "true");
-  path.setAttribute("d", drawing[shape(label)]); path.setAttribute("fill", color(label));
-  svg.append(path);
-  return svg;
+  return svg("svg", { class: "swatch", viewBox: "0 0 11 11", "aria-hidden": "true" }, svg("path", { d: drawing[form], fill }));
 }
+
+const swatch = (label) => glyph(shape(label), color(label));
 
 function play(i) {
   shown.playing = i;
@@ -203,17 +207,3 @@ function showMap(index) {
 }
 
 function redraw() { drawLegend(); drawMap(); drawPlays(); }
-
-theme();
-drawCurves();
-if (shown.map) {
-  fill($("task"), data.maps.map((map) => map.task), showMap);
-  $("mistakes").addEventListener("change", (event) => { shown.mistakes = event.target.checked; drawMap(); drawPlays(); });
-  $("plays").addEventListener("keydown", walk);
-  showMap(0);
-}
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-  charts.splice(0).forEach((chart) => chart.destroy());
-  theme(); drawCurves();
-  if (shown.map) redraw();
-});

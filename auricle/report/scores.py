@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from auricle.encoders import BASELINES
 from auricle.errors import EvaluationError
 from auricle.evaluation.metrics import LOWER_IS_BETTER, Outcomes, paired_bootstrap, scorer
-from auricle.evaluation.results import Choice, Result, read_outcomes, read_trials
+from auricle.evaluation.results import FURTHER, Choice, Measure, Result, read_outcomes, read_trials
 from auricle.evaluation.tasks import TASKS
 
 LOG_MEL, TWIN = "fbank", "untrained:"
@@ -25,8 +25,22 @@ METRIC_NAMES = {
     "r2": "R²",
     "mae": "mean absolute error",
     "per": "phone error rate",
+    "oracle": "best on test",
+    **FURTHER,
+    **{
+        f"{kind}_f1_{how}": f"{kind} F1{told}"
+        for kind in ("beat", "downbeat")
+        for how, told in {"mean": "", "pooled": ", pooled", "marble": ", as MARBLE counts"}.items()
+    },
 }
 """Of those that are written otherwise in prose."""
+MOST_TOLD, MOST_BEST = 3, 4
+"""Pre-trained encoders that have sentences of their own on top, and encoders whose best scores are listed."""
+ORACLE = "oracle"
+LEAKS = {
+    "†": "test clips were among those the encoder was pre-trained on, without labels",
+    "‡": "other clips of the corpus were",
+}
 TRIAL_COLUMNS = ("enrol", "test", "enrol_speaker", "test_speaker", "target", "score")
 COLUMNS = ("clip_id", "path", "start_s", "duration_s", "split", "unit", "target", "prediction", "correct", "total")
 
@@ -95,10 +109,33 @@ class Column:
         return {name: read_outcomes(first.kind, first.classes, test.sort_by("clip_id")) for name, test in tests.items()}
 
     @property
+    def unit(self) -> str:
+        """`%`, or nothing."""
+        return "" if self.first.kind == "values" else "%"
+
+    @property
     def metric(self) -> str:
         """The metric's name and unit, for a column's head."""
-        name = METRIC_NAMES.get(self.first.metric, self.first.metric.replace("_", " "))
-        return name if self.first.kind == "values" else f"{name} in %"
+        return metric_name(self.first.metric) + self.in_unit()
+
+    def in_unit(self, key: str = "") -> str:
+        """The unit as it is written after the name of the metric, or of a measure of `further`."""
+        return f" in {self.unit}" if self.unit and not key.startswith("min_dcf") else ""
+
+    @property
+    def further(self) -> dict[str, dict[str, Measure]]:
+        """What else was measured, by measure and encoder; what is no score, the best on test, first."""
+        keys = sorted({key for row in self.rows.values() for key in row.further}, key=lambda key: (key != ORACLE, key))
+        return {key: {name: row.further[key] for name, row in self.rows.items() if key in row.further} for key in keys}
+
+    def measure(self, key: str, value: float) -> str:
+        """A value of `further` as it is shown; costs are no shares."""
+        return f"{value:.3f}" if key.startswith("min_dcf") else self.number(value)
+
+    def leak(self, name: str) -> str:
+        """The mark of what the encoder is known to have heard in pre-training: a key of `LEAKS`, or nothing."""
+        row = self.rows[name]
+        return "†" if row.transductive or row.leaks == "test" else "‡" if row.leaks == "corpus" else ""
 
     @property
     def remark(self) -> str:
@@ -114,6 +151,10 @@ class Column:
     def number(self, value: float) -> str:
         """A score as it is shown."""
         return f"{value:.3g}" if self.first.kind == "values" else f"{100 * value:.1f}"
+
+    def scaled(self, value: float) -> float:
+        """A score as it is drawn, four digits of it."""
+        return float(f"{value if self.first.kind == 'values' else 100 * value:.4g}")
 
     def tick(self, value: float) -> str:
         """A tick as it is labelled."""
@@ -148,9 +189,34 @@ class Board:
     columns: list[Column]
 
     @property
-    def any_seen(self) -> bool:
-        """Whether any test clip was heard in pre-training."""
-        return any(row.transductive for column in self.columns for row in column.rows.values())
+    def leaks(self) -> dict[str, str]:
+        """Marks on the board, and what they mean."""
+        found = {column.leak(name) for column in self.columns for name in column.rows}
+        return {mark: meaning for mark, meaning in LEAKS.items() if mark in found}
+
+    @property
+    def further(self) -> list[tuple[Column, str, str, dict[str, Measure]]]:
+        """(column, measure, its name, measures by encoder): all that was measured besides scores."""
+        return [
+            (column, key, f"{metric_name(key)}{column.in_unit(key)}", found)
+            for column in self.columns
+            for key, found in column.further.items()
+        ]
+
+    @property
+    def has_oracle(self) -> bool:
+        """Whether the best on test is told anywhere."""
+        return any(key == ORACLE for _, key, _, _ in self.further)
+
+    @property
+    def supervision(self) -> dict[str, str]:
+        """What told encoders' training who talks, where that is stated."""
+        rows = ((name, row.supervision) for column in self.columns for name, row in column.rows.items())
+        return {name: told for name, told in rows if told}
+
+    def place(self, name: str) -> int:
+        """Number of an encoder among all."""
+        return list(self.encoders).index(name)
 
 
 def arrange(results: Sequence[Result]) -> Board:
@@ -171,16 +237,29 @@ def arrange(results: Sequence[Result]) -> Board:
     return Board({shown[name]: name[0] for name in full}, columns)
 
 
+def metric_name(metric: str) -> str:
+    """A metric as it is written in prose, with what it is of or how it was found ("r2 valence")."""
+    name, *more = metric.split(" ")
+    return " ".join([METRIC_NAMES.get(name, name.replace("_", " ")), *more])
+
+
 def sentences(board: Board) -> list[str]:
-    """The result in words: first how pre-trained encoders do against log-mel, then their twins, and what is best."""
+    """The result in words: first how pre-trained encoders do against log-mel, then their twins, and what is best.
+
+    Of many pre-trained encoders, what is best alone.
+    """
     pretrained = [shown for shown, name in board.encoders.items() if _pretrained(name)]
+    pretrained = pretrained if len(pretrained) <= MOST_TOLD else []
     log_mel = next((shown for shown, name in board.encoders.items() if name == LOG_MEL), None)
     told = []
     if log_mel:
         told = [_against(board, encoder, log_mel, "log-mel", "The pre-trained encoder ") for encoder in pretrained]
     wins = {name: [column.title for column in board.columns if column.best == name] for name in board.encoders}
     ranked = sorted((name for name in wins if wins[name]), key=lambda name: -len(wins[name]))
-    best = "Best scores: " + "; ".join(f"{name} on {_listed(wins[name])}" for name in ranked) + "."
+    parts = [f"{name} on {_listed(wins[name])}" for name in ranked[:MOST_BEST]]
+    if others := ranked[MOST_BEST:]:
+        parts.append(f"{_count(len(others), 'other')} on {_count(sum(len(wins[name]) for name in others), 'task')}")
+    best = f"Best scores: {'; '.join(parts)}."
     if not any(told) and len(board.encoders) > 1:
         first, tasks = wins[ranked[0]], _count(len(board.columns), "task")
         told = [f"{ranked[0]} scores best on {_listed(first) if len(ranked) == 1 else f'{len(first)} of {tasks}'}."]

@@ -24,7 +24,7 @@ class Corpus:
     hours: float
     licence: str
     url: str
-    """Where to get it; empty for what ships with this package."""
+    """Where to get it; empty for what this package brings or renders itself."""
 
     def __str__(self) -> str:
         return ", ".join(part for part in (self.title, f"{self.hours:g} h", self.licence, self.url) if part)
@@ -248,13 +248,20 @@ CORPORA = {
         "each corpus's own",
         "https://huggingface.co/m-a-p (datasets GTZAN, EMO, GS, MTT, MTG...)",
     ),
+    "polyphony": Corpus(
+        "auricle.data.corpora.polyphony:read",
+        "Chords and canons of one to six voices: rendered by auricle, no download",
+        1.75,
+        "Apache-2.0",
+        "",
+    ),
 }
 """Name to record."""
 
 
 def has_corpus(name: str, root: str | Path) -> bool:
     """Whether `find_corpus` has something to read."""
-    return name == "bundled" or (Path(root) / name).is_dir() or (Path(root) / f"{name}.parquet").is_file()
+    return _is_ours(name) or (Path(root) / name).is_dir() or (Path(root) / f"{name}.parquet").is_file()
 
 
 def find_corpus(name: str, root: str | Path | None = None, **options: Any) -> Manifest:
@@ -266,7 +273,7 @@ def find_corpus(name: str, root: str | Path | None = None, **options: Any) -> Ma
     """
     from auricle.data.manifest import Manifest  # which imports pyarrow
 
-    if name == "bundled" or name not in CORPORA:
+    if _is_ours(name) or name not in CORPORA:
         return read_corpus(name, **options)
     corpus = CORPORA[name]
     if root is None:
@@ -288,13 +295,13 @@ def find_corpus(name: str, root: str | Path | None = None, **options: Any) -> Ma
 
 
 def read_corpus(name: str, folder: str | Path | None = None, **options: Any) -> Manifest:
-    """The manifest of a corpus in its official layout in `folder` ("bundled" needs none), with its reader's options.
+    """The manifest of a corpus in its official layout in `folder` (our own need none), with its reader's options.
 
     Raises `ManifestError` for an unknown name, a folder that is not the corpus, or files that are missing.
     """
     if name not in CORPORA:
         raise ManifestError(unknown("corpus", name, CORPORA))
-    if (folder is None) != (name == "bundled"):
+    if (folder is None) != _is_ours(name):
         raise ManifestError(f"corpus '{name}' {'takes no' if folder is not None else 'needs the'} folder it lies in")
     module, function = CORPORA[name].reader.split(":")
     read = getattr(importlib.import_module(module), function)
@@ -303,3 +310,8 @@ def read_corpus(name: str, folder: str | Path | None = None, **options: Any) -> 
             raise ManifestError(f"corpus '{name}' takes no option '{option}'")
     manifest: Manifest = read(**options) if folder is None else read(Path(folder), **options)
     return manifest
+
+
+def _is_ours(name: str) -> bool:
+    """Whether this package brings or renders the recordings itself."""
+    return name in CORPORA and not CORPORA[name].url

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from auricle.audio.io import probe
+from auricle.audio.io import read as read_audio
+from auricle.audio.mixing import onset
 from auricle.data.corpora.layout import find_root, refuse_missing
 from auricle.data.manifest import Manifest
 from auricle.data.splits import group_shuffle
+from auricle.errors import AudioError
 
 LAYOUT = "FULL/female1/arpeggios/belt/*.wav and so on; in version 1.2 data_by_singer/ instead of FULL/"
 TECHNIQUES = frozenset(
@@ -32,9 +37,15 @@ def read(folder: Path) -> Manifest:
 
     In `split`, for the technique, test is the five official singers; in `singer_split` singers are on all sides.
     The rest follows MARBLE's shares, not its draw, which was never published: recordings 60:40 in train and dev, and
-    48:32:20 for the singer, shuffled under seed 0. The clips are whole recordings, which MARBLE cuts into chunks of 3 s
-    and scores one by one. How many there are officially is not known, so the count is not checked, but that each singer
-    is there. Expects LAYOUT. Raises `ManifestError`.
+    48:32:20 for the singer, shuffled under seed 0. How many recordings there are officially is not known, so the count
+    is not checked, but that each singer is there.
+
+    The clips are recordings from the first sound on, which MARBLE cuts into chunks of 3 s and scores one by one. As
+    there, silence is cut off before the first sound alone, not at the end nor between; but the sound begins with the
+    first window of 20 ms whose power is within 40 dB of the loudest one's, where MARBLE has the voice activity detector
+    of SoX (torchaudio's `vad`). Every recording is read for it: `auricle prepare` keeps the manifest for the next time.
+
+    Expects LAYOUT. Raises `ManifestError`.
     """
     marks = [f"{place}/female1" for place in ("FULL", "data_by_singer")]
     root = find_root(folder, "VocalSet", marks, LAYOUT)
@@ -52,10 +63,13 @@ def read(folder: Path) -> Manifest:
     names = [path.relative_to(place).with_suffix("").as_posix() for path in paths]
     singers = [SINGERS[path.parts[-4]] for path in paths]
     techniques = [path.parts[-2] for path in paths]
+    with ThreadPoolExecutor() as pool:
+        starts = list(pool.map(_sound_begins, paths))
     learned = group_shuffle(names, (0.6, 0.4, 0.0))
     columns = {
         "clip_id": names,
         "path": [str(path.absolute()) for path in paths],
+        "start_s": starts,
         "split": ["test" if singer in TESTED else part for singer, part in zip(singers, learned, strict=True)],
         "singer_split": group_shuffle(names, (0.48, 0.32, 0.2)),
         "technique": [name if name in TECHNIQUES else None for name in techniques],
@@ -64,3 +78,12 @@ def read(folder: Path) -> Manifest:
         "context": [path.parts[-3] for path in paths],
     }
     return Manifest.from_columns(columns, place, str(root))
+
+
+def _sound_begins(path: Path) -> float:
+    """Seconds; 0 for what is silent, or cannot be read, which the manifest tells."""
+    try:
+        info, waveform = probe(path), read_audio(path)
+    except AudioError:
+        return 0.0
+    return onset(waveform, info.sample_rate) / info.sample_rate

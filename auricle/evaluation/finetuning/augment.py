@@ -93,11 +93,11 @@ def steps_per_epoch(clips: int, batch: int) -> int:
     return -(-clips // batch)
 
 
-def balanced_weights(hits: NDArray[np.float64]) -> NDArray[np.float64]:
+def balanced_weights(hits: NDArray[np.uint8]) -> NDArray[np.float64]:
     """(N,) how often to draw each clip with labels hits (N, K) in {0, 1}: the sum of 1 / count over its labels.
 
     Clips without any label are drawn like those of the commonest.
     """
     counts = np.maximum(hits.sum(0), 1)
-    weights: NDArray[np.float64] = (hits / counts).sum(1)
+    weights: NDArray[np.float64] = np.einsum("nk,k->n", hits, 1 / counts)  # converts a part at a time
     return np.where(weights > 0, weights, 1 / counts.max())

@@ -28,16 +28,20 @@ from auricle.encoders.base import Encoder
 from auricle.encoders.checkpoint import load
 from auricle.errors import CheckpointError, ConfigError, TooManySkipsError, TrainingError
 from auricle.evaluation.answers import Answers, clip_answers, frame_answers, outcomes, table, with_map
+from auricle.evaluation.beats import BEAT_METRICS
 from auricle.evaluation.embedder import Embedder
+from auricle.evaluation.events import EVENT_METRICS
 from auricle.evaluation.finetuning import folder
 from auricle.evaluation.finetuning.augment import balanced_weights, draws, mix_waveforms, steps_per_epoch
 from auricle.evaluation.finetuning.config import FinetuneConfig, recipe
 from auricle.evaluation.finetuning.model import TARGET, Tuned
 from auricle.evaluation.finetuning.targets import clip_targets, frame_targets, loss
 from auricle.evaluation.metrics import LOWER_IS_BETTER, scorer
+from auricle.evaluation.music import KEY_METRIC
 from auricle.evaluation.prepare import UNLABELLED, Prepared, prepare
 from auricle.evaluation.results import Choice, Result, read_results, write_result
-from auricle.evaluation.run import heard, scored, task_name
+from auricle.evaluation.run import task_name
+from auricle.evaluation.scores import heard, scored
 from auricle.evaluation.tasks.custom import custom_task
 from auricle.training import checkpoint, optim
 from auricle.training.folder import exclusive, one_line_for_the_disk
@@ -47,6 +51,9 @@ from auricle.training.processes import Processes, Signals
 from auricle.training.tally import Tally, sums_of
 
 logger = logging.getLogger("auricle")
+
+BY_PROBES = frozenset({*EVENT_METRICS, *BEAT_METRICS, KEY_METRIC})
+"""Metrics of answers that a tuned head does not give: events, beats, keys near the right one."""
 
 
 def finetune(
@@ -97,6 +104,8 @@ def finetune(
             opened, target, name=task_name(data, target), level=level, metric=metric, split=split, group=group,
             unit=unit, seed=split_seed,
         )  # fmt: skip
+        if record.scored_by in BY_PROBES:
+            raise ConfigError(f"metric {record.scored_by}: is of probes on frozen encoders; evaluate knows it")
         ready = prepare(record, opened, fold)
         about, parts = _describe(encoder, ready, config)
         output.mkdir(parents=True, exist_ok=True)
@@ -241,7 +250,7 @@ class _Loop:
         parts = plan_buckets(batch.lengths.numpy() / self.model.needs.sample_rate, self.config.batch_seconds)
         longest = [int(batch.lengths[part].max()) for part in parts]
         targets = (
-            self.targets[rows]
+            self.targets[rows].float()
             if self.about.level == "clip"
             else frame_targets(self.ready, rows, batch, self.model.encoder)
         )

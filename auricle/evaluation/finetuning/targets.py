@@ -15,14 +15,14 @@ from auricle.evaluation.prepare import UNLABELLED, Prepared
 
 
 def clip_targets(ready: Prepared, standard: tuple[float, float]) -> Tensor:
-    """(N, K) probabilities of classes or labels, or (N, 1) values standardised by mean and deviation; none by frame."""
+    """(N, K) bytes, 0 or 1, of classes or labels; (N, 1) values standardised by mean and deviation; none by frame."""
     if ready.task.level == "frame":
         return torch.empty(0)
     if ready.task.kind == "values":
         return torch.from_numpy((ready.targets[:, None] - standard[0]) / standard[1]).float()
     if ready.task.kind == "labels":
-        return torch.from_numpy(ready.targets).float()
-    return torch.nn.functional.one_hot(torch.from_numpy(ready.targets), len(ready.classes)).float()
+        return torch.from_numpy(ready.targets)
+    return torch.eye(len(ready.classes), dtype=torch.uint8)[torch.from_numpy(ready.targets)]
 
 
 def frame_targets(ready: Prepared, rows: NDArray[np.int64], batch: Batch, encoder: Encoder) -> Tensor:

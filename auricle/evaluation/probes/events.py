@@ -46,6 +46,8 @@ class EventOptions(Config):
     max_epochs: int | None = None
     """As in `HearConfig`, where it is another."""
     check_every: int | None = None
+    also: tuple[str, ...] = ()
+    """Further metrics of events to tell, of the answers that the task's own metric chose."""
 
     def ways(self) -> list[PostProcessing]:
         """All that is tried."""
@@ -135,9 +137,16 @@ class _Detector:
         del train  # the largest part of all that is held
         answered = fitted.predict(dev.layers)[0]
         how = max(ways, key=lambda way: score(answered, way))
-        parts = [dev, self._part(assignment, "test")]
-        answers = [self._answers(part, part.found(fitted.predict(part.layers)[0], how)) for part in parts]
-        return Fold(fitted, answers[0], answers[1], skipped + sum(part.absent for part in parts), [])
+        test = self._part(assignment, "test")
+        found = test.found(fitted.predict(test.layers)[0], how)
+        return Fold(
+            fitted,
+            dev=self._answers(dev, dev.found(answered, how), metric),
+            test=self._answers(test, found, metric),
+            skipped=skipped + dev.absent + test.absent,
+            others=[],
+            beside={name: self._answers(test, found, name) for name in self.options.also},
+        )
 
     def _part(self, assignment: NDArray[np.str_], name: str) -> _Part:
         ready, encoder = self.ready, self.embedder.encoder
@@ -153,9 +162,9 @@ class _Detector:
         times = [time if place in heard else time[:0] for place, time in enumerate(times)]
         return _Part(rows, times, references(some.column(ready.task.target), ready.classes), layers)
 
-    def _answers(self, part: _Part, found: Sequence[Sequence[Event]]) -> Answers:
-        metric = EVENT_METRICS[self.ready.task.scored_by]
-        counts = np.array([metric(true, guess) for true, guess in zip(part.events, found, strict=True)], np.float64)
+    def _answers(self, part: _Part, found: Sequence[Sequence[Event]], metric: str) -> Answers:
+        count = EVENT_METRICS[metric]
+        counts = np.array([count(true, guess) for true, guess in zip(part.events, found, strict=True)], np.float64)
         return Answers(part.rows, counts[None, :, 0], counts[:, 1])
 
 

@@ -27,6 +27,8 @@ THRESHOLD = 1e-4
 """Share by which a score must rise for the learning rate to stand."""
 GROUP_BYTES = {"cpu": 2**22, "cuda": 2**30}
 """Weights trained together, about: what a processor's cache holds, and what keeps a GPU busy."""
+LARGE = 512
+"""Rows from which on products one after another are faster than a batch of them, as `linear` has the faster library."""
 
 
 class MarbleConfig(Config):
@@ -44,6 +46,11 @@ class MarbleConfig(Config):
     """Epochs without a better dev score that are borne; with one more the learning rate is halved."""
     patience: int = Field(10, ge=1)
     """Epochs in a row without a better dev score after which a head stops."""
+
+    @property
+    def name(self) -> str:
+        """Of the head."""
+        return "linear" if self.head == "linear" else f"mlp-{self.hidden}"
 
 
 @dataclass(frozen=True)
@@ -194,6 +201,29 @@ def train_group(group: Group, lesson: Lesson, config: MarbleConfig, seed: int) -
     return Trained(group, best, scores)
 
 
+@dataclass(frozen=True)
+class Point:
+    """A point of the grid, trained."""
+
+    layer: Layer
+    lr: float
+    score: float
+    """On dev; minus infinity where its logits never were finite."""
+    group: Group
+    """It alone, to train it again with another seed."""
+    network: Network
+
+
+def train_grid(lesson: Lesson, probe: ProbeConfig, config: MarbleConfig, seed: int) -> Iterator[Point]:
+    """All points of the grid, in turn."""
+    for group in groups(lesson.train, probe, config, lesson.outputs):
+        found = train_group(group, lesson, config, seed)
+        for row, points in enumerate(group.points):
+            for column, (layer, lr) in enumerate(points):
+                score, network = float(found.scores[row, column]), found.network(row, column)
+                yield Point(layer, lr, score, group.alone(row, column), network)
+
+
 def _read(group: Group, rows: Tensor) -> tuple[int, ...]:
     """Layers that these rows of a group read."""
     return group.layers if group.summed else tuple(group.layers[row] for row in rows.tolist())
@@ -237,8 +267,10 @@ def _logits(weights: Sequence[Tensor], x: Tensor, kept: Tensor | None = None) ->
 
 
 def _products(w: Tensor, x: Tensor) -> Tensor:
-    """(R, M, n), the products of w (R, M, D) and x (R, n, D)."""
-    return linear(w[0], x[0])[None] if len(w) == 1 else torch.bmm(w, x.mT)
+    """(R, M, n), the products of w (R, M, D) and x (R, n, D): one by one where each is large enough."""
+    if len(w) == 1 or w.shape[1] >= LARGE:
+        return torch.stack([linear(one, other) for one, other in zip(w, x, strict=True)])
+    return torch.bmm(w, x.mT)
 
 
 def _kept(config: MarbleConfig, count: int, generator: torch.Generator) -> Tensor | None:
@@ -275,13 +307,13 @@ class _Adam:
     """Adam (Kingma & Ba 2015) for heads (R, C, ...) with a learning rate each.
 
     PyTorch's fused step at rate 1 writes directions, which are then scaled: all else takes several more passes over
-    the memory, or a step a head.
+    the memory, or a step a head. Full weight decay wipes the last directions in the same pass.
     """
 
     def __init__(self, weights: Sequence[Tensor]) -> None:
         self.weights = [weight.requires_grad_() for weight in weights]
         self._moves = [torch.zeros_like(weight, requires_grad=False) for weight in weights]
-        self._adam = torch.optim.Adam(self._moves, lr=1.0, fused=True)
+        self._adam = _directions(self._moves)
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor], rates: Tensor) -> None:
@@ -291,7 +323,6 @@ class _Adam:
         self._adam.step()
         for weight, move in zip(self.weights, self._moves, strict=True):
             weight.addcmul_(move, rates[:, :, None, None])
-            move.zero_()
 
     @torch.no_grad()
     def keep(self, rows: Tensor, columns: Tensor) -> None:
@@ -302,9 +333,13 @@ class _Adam:
 
         self.weights = [chosen(weight).requires_grad_() for weight in self.weights]
         moves = [torch.zeros_like(weight, requires_grad=False) for weight in self.weights]
-        adam = torch.optim.Adam(moves, lr=1.0, fused=True)
+        adam = _directions(moves)
         for old, new in zip(self._moves, moves, strict=True):
             state = self._adam.state[old]
             moments = {name: chosen(state[name]) for name in ("exp_avg", "exp_avg_sq")}
             adam.state[new] = {"step": state["step"], **moments}
         self._moves, self._adam = moves, adam
+
+
+def _directions(moves: list[Tensor]) -> torch.optim.AdamW:
+    return torch.optim.AdamW(moves, lr=1.0, weight_decay=1.0, fused=True)

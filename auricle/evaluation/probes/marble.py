@@ -18,10 +18,12 @@ import torch
 from torch import Tensor
 
 from auricle.errors import EvaluationError
-from auricle.evaluation.probes.grouped import Group, Lesson, MarbleConfig, Measure, Network, groups, train_group
+from auricle.evaluation.probes.grouped import Lesson, MarbleConfig, Measure, Network, Point, train_grid, train_group
 from auricle.evaluation.probes.heads import Examples, Kind, ProbeConfig, Trial
 
 __all__ = ["MarbleConfig", "MarbleFitted", "MarbleProber", "Measure", "dev_measure", "marble", "marble_linear"]
+
+NOTHING = "no head of MARBLE's grid reached a finite dev score; look for extreme embeddings"
 
 
 def marble(config: ProbeConfig) -> MarbleProber:
@@ -61,27 +63,23 @@ class MarbleProber:
             return measure(logits * spread[:, None] + centre[:, None] if kind == "values" else logits)
 
         lesson = Lesson(kind, x, goals, outputs, x_dev, scaled)
-        head = "linear" if self.config.head == "linear" else f"mlp-{self.config.hidden}"
+        head = self.config.name
         first, *more = self.probe.seeds
         trials: list[Trial] = []
-        best: tuple[Trial, Group, Network] | None = None
-        for group in groups(x, self.probe, self.config, outputs):
-            found = train_group(group, lesson, self.config, first)
-            for row, points in enumerate(group.points):
-                for column, (layer, lr) in enumerate(points):
-                    score = float(found.scores[row, column])
-                    trials.append(Trial(head, layer, lr, (score,)))
-                    if score > (best[0].dev[0] if best else -math.inf):
-                        best = trials[-1], group.alone(row, column), found.network(row, column)
+        best: tuple[Trial, Point] | None = None
+        for point in train_grid(lesson, self.probe, self.config, first):
+            trials.append(Trial(head, point.layer, point.lr, (point.score,)))
+            if point.score > (best[1].score if best else -math.inf):
+                best = trials[-1], point
         if best is None:
-            raise EvaluationError("no head of MARBLE's grid reached a finite dev score; look for extreme embeddings")
-        trial, alone, network = best
-        again = [train_group(alone, lesson, self.config, seed) for seed in more]
+            raise EvaluationError(NOTHING)
+        trial, chosen = best
+        again = [train_group(chosen.group, lesson, self.config, seed) for seed in more]
         choice = Trial(head, trial.layer, trial.lr, (*trial.dev, *(float(one.scores[0, 0]) for one in again)))
         trials[trials.index(trial)] = choice
-        networks = [network, *(one.network(0, 0) for one in again)]
+        networks = [chosen.network, *(one.network(0, 0) for one in again)]
         scale = (centre.cpu(), spread.cpu())
-        return MarbleFitted(kind, choice, trials, alone.layers, networks, *scale, train.targets.dim() > 1)
+        return MarbleFitted(kind, choice, trials, chosen.group.layers, networks, *scale, train.targets.dim() > 1)
 
 
 @dataclass(frozen=True)
@@ -144,10 +142,13 @@ def roc_auc(logits: Tensor, hits: Tensor) -> Tensor:
     """Area under the ROC curve (H,), the mean over labels that some have and some lack; (H, K, N) and hits (K, N)."""
     known = hits.any(1) & ~hits.all(1)
     logits, hits = logits[:, known], hits[known]
-    ordered = logits.sort(2).values
-    below, upto = (torch.searchsorted(ordered, logits, right=right) for right in (False, True))
     positives, negatives = hits.sum(1), (~hits).sum(1)
-    twice = ((below + upto) * hits).sum(2) - positives.square()  # pairs in right order, equal ones as halves, times two
+    most = int(positives.max()) if len(hits) else 0
+    at = hits.byte().sort(1, descending=True).indices[:, :most]  # (K, P): those that have it, then others
+    real = torch.arange(most, device=hits.device) < positives[:, None]
+    ordered, chosen = logits.sort(2).values, logits.gather(2, at.expand(len(logits), -1, -1))
+    below, upto = (torch.searchsorted(ordered, chosen, right=right) for right in (False, True))
+    twice = ((below + upto) * real).sum(2) - positives.square()  # pairs in right order, equal ones as halves, times two
     return (twice / (2.0 * positives * negatives)).mean(1)
 
 

@@ -22,9 +22,10 @@ from auricle.evaluation.answers import Answers, Fold, complete, refuse_none
 from auricle.evaluation.embedder import ByLayer, Embedder
 from auricle.evaluation.music import KEY_METRIC, key_credit
 from auricle.evaluation.prepare import Prepared, prepare
-from auricle.evaluation.probes.heads import Examples
+from auricle.evaluation.probes.heads import Examples, ProbeConfig
 from auricle.evaluation.probes.marble import MarbleProber, Measure, dev_measure
 from auricle.evaluation.probes.protocols import Probe, Prober
+from auricle.evaluation.probes.protocols import prober as named_prober
 from auricle.evaluation.tasks.mir13 import Chunks, MusicTask
 
 TRACK = "track"
@@ -108,8 +109,13 @@ JOINS: Mapping[str, Join] = {
 def prepare_music(task: MusicTask, manifest: Manifest) -> Prepared:
     """`prepare`, of chunks where each is scored by itself, and of several values where there are.
 
-    Of several values `targets` are (N, K), and `classes` their names.
+    Of several values `targets` are (N, K), and `classes` their names. Raises `EvaluationError` as `prepare` does, and
+    for several values by another protocol than MARBLE's, which learn one.
     """
+    if task.also and not isinstance(named_prober(task.protocol, ProbeConfig()), MarbleProber):
+        raise EvaluationError(
+            f"task {task.name}: protocol {task.protocol} learns one value; choose marble or marble-linear"
+        )
     if task.chunks is not None and task.chunks.apart:
         manifest = chunked(manifest, task.chunks)
     ready = prepare(task, manifest)
@@ -129,8 +135,6 @@ def answer_tracks(embedder: Embedder, ready: Prepared, prober: Prober) -> list[F
     """
     task = ready.task
     assert isinstance(task, MusicTask)
-    if task.also and not isinstance(prober, MarbleProber):
-        raise EvaluationError(f"task {task.name}: protocol {task.protocol} learns one value; choose marble-linear")
     if isinstance(prober, MarbleProber):
         prober = replace(prober, config=edit(prober.config, **task.training))
     heard = hear_tracks(embedder, ready)

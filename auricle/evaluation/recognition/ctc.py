@@ -154,7 +154,7 @@ def fit(
         if step % every == 0 or step == config.max_steps:
             _measure(active, source, targets, dev)
             best = min(learner.best[0] for learner in learners)
-            log.info("step %d: phone error rate %.4f at best on dev, %d heads train", step, best, len(active))
+            log.info("step %d: phone error rate %.4f at best on dev, heads in training: %d", step, best, len(active))
             if all(learner.stale >= config.patience for learner in learners):
                 break
     return _chosen(learners, len(source.layers), source.layers[0], config)

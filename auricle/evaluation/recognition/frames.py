@@ -1,8 +1,9 @@
 """An encoder's frames of whole utterances, a minibatch at a time: those of 100 hours are too many for memory.
 
-They are encoded once into a file of float16, which is memory-mapped: kept in the cache where they are few, else beside
-the results for as long as they are needed. Where they would fill more than half of the disk's room, every minibatch is
-encoded anew, which takes no room at all and an encoder's pass each epoch.
+They are encoded once into a file of float16 in the cache, which is memory-mapped, so that training that was interrupted
+finds them again. Many go once the result is there, few stay. Without a cache they lie beside the results, for as long
+as they are needed. Where they would fill more than half of the disk's room, every minibatch is encoded anew, which
+takes no room at all and an encoder's pass each epoch.
 """
 
 from __future__ import annotations
@@ -75,24 +76,11 @@ class Utterances:
         self._file: NDArray[np.float16] | None = None
         sample = np.sort(np.random.default_rng(0).permutation(train)[:SAMPLE])
         bytes_ = 2 * len(self.layers) * self.dim * manifest.durations.sum() * encoder.sample_rate / encoder.hop
-        path = self._path(cache, sample) if cache is not None and bytes_ <= KEPT else None
-        if path is not None and self._find(path):
-            return
-        self._standardise(sample)
-        if path is not None:
-            self._keep(path)
-            return
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-            if bytes_ <= DISK * shutil.disk_usage(output).free:
-                with tempfile.TemporaryFile(dir=output) as file:  # has no name, and goes with the mapping
-                    self._write(file)
-                    file.flush()
-                    self._map(file)
-        except OSError as error:
-            raise ConfigError(f"{output}: cannot be written ({error.strerror or error})") from None
-        if self._file is None:
-            log.info("%s: %.0f GB of frames find no room; every minibatch is encoded", encoder.name, bytes_ / 1e9)
+        path = None if cache is None else self._path(cache, sample)
+        self._passing = path if bytes_ > KEPT else None
+        if path is None or not self._find(path):
+            self._standardise(sample)
+            self._store(path, output, bytes_)
 
     def batches(self, rows: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor]]:
         """Rows (b,), frames (b, T, L, D) on the encoder's device and their counts (b,): `rows`, a part at a time.
@@ -103,6 +91,12 @@ class Utterances:
             if clips:
                 lengths = torch.tensor([len(clip) for clip in clips], device=clips[0].device)
                 yield some, pad_sequence(clips, batch_first=True), lengths
+
+    def release(self) -> None:
+        """Remove frames that are too many to stay. To be called once all that they are needed for is written."""
+        if self._passing is not None:
+            for path in (self._passing.with_suffix(".json"), self._passing):
+                path.unlink(missing_ok=True)
 
     def _mapped(
         self, file: NDArray[np.float16], rows: NDArray[np.int64]
@@ -167,6 +161,28 @@ class Utterances:
         parts = [FORMAT, cache.keys(self.manifest), self.layers, sample.tolist()]
         name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
         return cache.folder / "utterances" / f"{name}.f16"
+
+    def _store(self, path: Path | None, output: Path, bytes_: float) -> None:
+        """Encode everything, into the file of the cache, or one beside the results; or nothing where neither has room.
+
+        Raises `ConfigError` where that cannot be written.
+        """
+        place = output if path is None else path.parent
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            room = bytes_ <= DISK * shutil.disk_usage(place).free
+            if path is not None and (room or bytes_ <= KEPT):
+                self._keep(path)
+            elif room:
+                with tempfile.TemporaryFile(dir=output) as file:  # has no name, and goes with the mapping
+                    self._write(file)
+                    file.flush()
+                    self._map(file)
+        except OSError as error:
+            raise ConfigError(f"{place}: cannot be written ({error.strerror or error})") from None
+        if self._file is None:
+            name = self.encoder.name or self.encoder.family
+            log.info("%s: %.0f GB of frames find no room; every minibatch is encoded", name, bytes_ / 1e9)
 
     def _find(self, path: Path) -> bool:
         """Take the frames that are there, if they are. Raises `EvaluationError` where they are damaged."""

@@ -26,7 +26,8 @@ from auricle.evaluation.recognition.ctc import CtcConfig, Fitted, fit, transcrib
 from auricle.evaluation.recognition.edits import edit_distances
 from auricle.evaluation.recognition.frames import Utterances
 from auricle.evaluation.results import Choice, Result, write_result
-from auricle.evaluation.run import TOLD, Overwrite, find_result, heard, scored
+from auricle.evaluation.run import TOLD, Overwrite, find_result
+from auricle.evaluation.scores import heard, scored
 
 
 def recognise(
@@ -121,7 +122,9 @@ def _evaluate(
         seconds_probe=probed - encoded,
         settings=settings,
     )
-    return write_result(result, pa.concat_tables([_table(ready, part, *tables[part]) for part in tables]), output)
+    result = write_result(result, pa.concat_tables([_table(ready, part, *tables[part]) for part in tables]), output)
+    source.release()
+    return result
 
 
 def _answers(ready: Prepared, source: Utterances, fitted: Fitted, rows: np.ndarray) -> tuple[Answers, list[str]]:

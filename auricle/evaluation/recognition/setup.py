@@ -50,6 +50,7 @@ def prepare_speech(
         manifest = _of_subsets(task, read_task(task, corpora))
     else:
         manifest = Manifest.open(data)
+        manifest.warn_of_skipped()
         column = target or (PHONES if _is_text(manifest, PHONES) else WORDS)
         speaker = "speaker" if "speaker" in manifest.table.column_names else None
         group, unit = group or (speaker if "split" not in manifest.table.column_names else None), unit or speaker
@@ -72,6 +73,7 @@ def prepare_speech(
     sequences = [phones for phones in said if phones is not None]
     sequences = [sequences[row] for row in np.flatnonzero(used)]
     classes = sorted({phone for phones in sequences for phone in phones})
+    log.info("%s: %d clips, split %s (%s)", task.name, len(manifest), parts.rule, parts.hash)
     return Prepared(
         task=task,
         manifest=manifest,

@@ -7,6 +7,7 @@ from auricle.evaluation.tasks.audio_mae import AUDIO_MAE
 from auricle.evaluation.tasks.mir13 import MIR13
 from auricle.evaluation.tasks.mockingjay import MOCKINGJAY
 from auricle.evaluation.tasks.noss import NOSS, NOSS_PERSONAL
+from auricle.evaluation.tasks.polyphony import POLYPHONY
 from auricle.evaluation.tasks.quick import QUICK
 from auricle.evaluation.tasks.superb import SUPERB
 from auricle.evaluation.tasks.task import Task
@@ -22,6 +23,7 @@ _SUITES = {
     "audio-mae": AUDIO_MAE,
     "superb-linear": SUPERB,
     "mir13": MIR13,
+    "polyphony": POLYPHONY,
     "verification": VERIFICATION,
 }
 

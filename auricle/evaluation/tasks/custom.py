@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from auricle.data.manifest import Manifest
 from auricle.errors import EvaluationError, ManifestError, unknown
+from auricle.evaluation.beats import BEAT_METRICS
 from auricle.evaluation.metrics import METRICS, Kind
 from auricle.evaluation.tasks.task import Task
 
@@ -34,13 +35,15 @@ def custom_task(
 ) -> Task:
     """The task of predicting column `target`.
 
-    An interval column is probed by frame, any other by clip. Lists, and text with `;`, are several labels a clip;
-    fractions, and whole numbers of more than 20 values, are quantities; the rest are classes. A given metric decides
-    between these. Raises `ManifestError` for an unknown column, `EvaluationError` where the column does not fit.
+    An interval column is probed by frame (for a metric of beats its labels are beat and downbeat, and the protocol
+    MARBLE's), any other by clip. Lists, and text with `;`, are several labels a clip; fractions, and whole numbers of
+    more than 20 values, are quantities; the rest are classes. A given metric decides between these. Raises
+    `ManifestError` for an unknown column, `EvaluationError` where the column does not fit.
     """
     for column in (target, group, unit, speaker):
         if column is not None and column not in manifest.table.column_names:
             raise ManifestError(unknown("column", column, manifest.labels))
+    manifest.warn_of_skipped()
     if metric is not None and metric not in METRICS:
         raise EvaluationError(unknown("metric", metric, METRICS))
     intervals = is_intervals(manifest.table.schema.field(target).type)
@@ -55,6 +58,7 @@ def custom_task(
     task = Task(
         name=name, target=target, kind=kind, level="frame" if intervals else "clip", metric=metric or "",
         split=split, group=group, unit=unit, speaker=speaker, seed=seed, measures=f"column {target}",
+        protocol="marble" if metric in BEAT_METRICS else "auricle",
     )  # fmt: skip
     log.info("column '%s': %s (%s), by %s, scored by %s", target, kind, why, task.level, task.scored_by)
     return task

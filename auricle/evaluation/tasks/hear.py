@@ -47,7 +47,8 @@ def hear_tasks(folder: Path | str) -> list[tuple[Task, Manifest]]:
 
     Scenes have the column `label` (a list, for tasks of several), events the column `events`; splits are HEAR's own:
     fold i is tested on, the next one is dev, the others train. Of several sample rates the highest is taken. A task is
-    scored by its first metric. Raises `ManifestError` for what is missing, damaged or not known.
+    scored by its first metric; for events the others are told beside it. Raises `ManifestError` for what is missing,
+    damaged or not known.
     """
     folder = Path(folder)
     places = [folder] if (folder / METADATA).is_file() else sorted(path.parent for path in folder.glob(f"*/{METADATA}"))
@@ -108,6 +109,7 @@ def _manifest(folder: Path, about: dict[str, Any], level: str, column: str, seve
     refuse_missing("the clips", rates[-1], missing, len(names))
     columns = {"clip_id": names, "path": [f"{rates[-1].name}/{name}" for name in names], column: parts}
     manifest = Manifest.from_columns(columns, folder, str(folder))
+    manifest.warn_of_skipped()
     kept = dict(zip(names, labels, strict=True))  # unreadable files are left out of it
     values = [kept[clip_id] for clip_id in manifest.column("clip_id")]
     kind = INTERVALS if level == "event" else pa.list_(pa.string()) if several else pa.string()
@@ -154,6 +156,9 @@ def _event_options(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
     further = about.get("evaluation_params") or {}
     ways, training = (further.get(key) or {} for key in ("event_postprocessing_grid", "task_specific_param_grid"))
     options: dict[str, Any] = {"by_loss": not about.get("use_scoring_for_early_stopping", True)}
+    further_metrics = [METRICS.get(name, "") for name in about["evaluation"][1:]]
+    if also := tuple(name for name in further_metrics if name in EVENT_METRICS):
+        options["also"] = also
     for name, ours in (("median_filter_ms", "median_s"), ("min_duration", "shortest_s")):
         if ways.get(name):
             options[ours] = tuple(value / 1000 for value in ways[name])

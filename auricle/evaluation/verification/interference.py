@@ -46,7 +46,8 @@ def draw_interferers(rows: Rows, speakers: Rows, seed: int) -> Rows:
 def write_mixtures(
     manifest: Manifest, rows: Rows, interferers: Rows, sir_db: float, sample_rate: int, folder: Path
 ) -> tuple[Manifest, Rows]:
-    """Mix the clips of `rows` with their `interferers` (N,) at `sample_rate` Hz, as 32-bit wav files in `folder`.
+    """Mix the clips of `rows` with their `interferers` (N,) at `sample_rate` Hz, as 32-bit au files in `folder`, alike
+    byte for byte whenever they are made (wav files of floats hold the time).
 
     Returns their manifest and, for each of its clips, the row of the clip it was made of. A clip that cannot be mixed,
     being unreadable or silent, has no mixture, which is warned of. Raises `EvaluationError` where none can.
@@ -64,7 +65,7 @@ def write_mixtures(
         except AudioError as error:
             failed.append(f"{paths[row]} with {paths[int(interferers[row])]}: {error}")
             continue
-        places.append(str(folder / f"{row}.wav"))
+        places.append(str(folder / f"{row}.au"))
         soundfile.write(places[-1], mixture, sample_rate, subtype="FLOAT")
         made.append(row)
     if failed:

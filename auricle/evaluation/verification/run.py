@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import platform
 import tempfile
 import time
@@ -22,11 +23,13 @@ from auricle.data.manifest import Manifest, Sources
 from auricle.encoders.base import Encoder, Pooling, choose_layers
 from auricle.encoders.checkpoint import load
 from auricle.errors import ConfigError, EvaluationError
+from auricle.evaluation.cache import Cache
 from auricle.evaluation.embedder import Embedder
 from auricle.evaluation.metrics import Difference, Outcomes, bootstrap, paired_bootstrap, scorer
 from auricle.evaluation.probes.heads import Layer
 from auricle.evaluation.results import Choice, Measure, Result, read_trials, write_result
-from auricle.evaluation.run import Overwrite, find_result, task_name, was_heard
+from auricle.evaluation.run import Overwrite, find_result, task_name
+from auricle.evaluation.scores import was_heard
 from auricle.evaluation.tasks.task import Task
 from auricle.evaluation.tasks.verification import CONDITIONS, Condition
 from auricle.evaluation.verification.interference import write_mixtures
@@ -34,6 +37,8 @@ from auricle.evaluation.verification.metrics import MEASURES, equal_error_rate
 from auricle.evaluation.verification.scoring import Vectors, as_norm, cohort_statistics, cosines, nearest_stream, unit
 from auricle.evaluation.verification.setup import Setup, prepare_trials
 from auricle.evaluation.verification.trials import Rows, draw_trials
+
+log = logging.getLogger("auricle")
 
 DEV_TRIALS = 2_000
 """Of each kind, at most, on which a layer is chosen."""
@@ -56,6 +61,7 @@ def verify(
     layers: str | Sequence[Layer] = "all",
     output: Path | str = "results",
     overwrite: Overwrite = "only-missing",
+    cache: Path | str | None = "auto",
     device: torch.device,
     batch_seconds: float = 120.0,
     progress: bool = True,
@@ -66,7 +72,8 @@ def verify(
     speakers. Encoders with streams are scored by the best pair of streams; beside that stand the `oracle_stream` (of a
     mixture only the stream nearest to the target's recording alone takes part) and `no_separation` (the embedding of
     the mixture as a whole). `as_norm` is the number of clips of the cohort, the speakers in no trial, by which scores
-    are normalised (0: not at all), `center` subtracts the cohort's mean. Other arguments and errors as `evaluate`.
+    are normalised (0: not at all), `center` subtracts the cohort's mean. Embeddings of clips and mixtures are kept in
+    `cache`, so that other trials encode nothing twice; streams are not. Other arguments and errors as `evaluate`.
     """
     mixtures = any(CONDITIONS[record.name].test_mixed for record in records)
     target = target or records[0].target
@@ -74,6 +81,7 @@ def verify(
         data, records[0].where, target=target, trials=trials, count=count or None, seed=seed, mixtures=mixtures,
         name="verification" if data is None else task_name(data, target),
     )  # fmt: skip
+    log.info("%s: %s (%s)", ready.name, ready.rule, ready.hash)
     if not isinstance(layers, str) and "sum" in layers:
         raise ConfigError("layers: a sum of layers is learned, and verification learns nothing; give numbers")
     results = []
@@ -83,7 +91,8 @@ def verify(
             numbers = layers if isinstance(layers, str) else [int(layer) for layer in layers]
             chosen = choose_layers(numbers, encoder.dims, encoder.outputs)
             fingerprint, verifier = encoder.fingerprint(), None
-            embedder = Embedder(encoder, pool, batch_seconds, chosen)
+            kept = None if cache is None else Cache(Path(output) / ".cache" if cache == "auto" else cache, fingerprint)
+            embedder = Embedder(encoder, pool, batch_seconds, chosen, kept)
             for record in records:
                 condition = CONDITIONS[record.name]
                 suffix = "" if trials else record.name.removeprefix("verification")
@@ -154,6 +163,7 @@ class Verifier:
             )
             further["gain_by_separation"] = Measure.of(gain.mean, gain.low, gain.high)
         encoded = self.embedder.seconds - encoded
+        heard = was_heard(self.embedder.name, self._paths(self.ready.trials.rows))
         result = Result(
             encoder=self.embedder.name,
             fingerprint=fingerprint,
@@ -183,7 +193,8 @@ class Verifier:
             n_dev=len(self.ready.dev) if len(self.grid) > 1 else 0,
             n_test=len(self.ready.trials),
             skipped=self._absent(condition),
-            transductive=was_heard(self.embedder.name, self._paths(self.ready.trials.rows)),
+            transductive=heard,
+            leaks="test" if heard else "",
             seconds_encode=encoded,
             seconds_probe=time.monotonic() - started - encoded,
             settings=settings,
@@ -256,8 +267,8 @@ class Verifier:
         """(N, C, E) of the mixtures of `rows`; each is made once, and embedded as a whole and in streams."""
         if (sir_db, layer) not in self._mixed:
             assert self.ready.interferers is not None
-            encoder, batch_seconds = self.embedder.encoder, self.embedder.batch_seconds
-            once = Embedder(encoder, self.embedder.pool, batch_seconds, [self.layer])  # goes, with all it remembers
+            encoder, whole = self.embedder.encoder, self.embedder
+            once = Embedder(encoder, whole.pool, whole.batch_seconds, [self.layer], whole.cache)  # goes with its memory
             with tempfile.TemporaryDirectory(prefix="auricle-mixtures-") as folder:
                 mixtures, made = write_mixtures(
                     self.ready.manifest, rows, self.ready.interferers, sir_db, encoder.sample_rate, Path(folder)

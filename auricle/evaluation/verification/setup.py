@@ -99,13 +99,15 @@ def prepare_trials(
     if interferers is not None:
         mixed = "".join(f"{ids[row]} {ids[interferers[row]]}\n" for row in given.rows.tolist())
         digest = hashlib.sha256(f"{digest}{mixed}".encode()).hexdigest()[:16]
-    rule = f"{given} of {len(np.unique(speakers[given.rows]))} speakers, seed {seed}; {rule}"
+    drawn = f", seed {seed}" if trials is None else ""
+    rule = f"{given} of {len(np.unique(speakers[given.rows]))} speakers{drawn}; {rule}"
     return Setup(manifest, target, speakers, given, interferers, dev, cohort, name, rule, digest, seed)
 
 
 def _labelled(data: Sources | None, where: Mapping[str, str], target: str) -> Manifest:
     """The clips whose speaker is known."""
     manifest = read_corpus("bundled") if data is None else Manifest.open(data)
+    manifest.warn_of_skipped()
     if target not in manifest.table.column_names:
         raise ManifestError(
             f"{unknown('column', target, manifest.labels)}; verification needs one of speakers (target)"

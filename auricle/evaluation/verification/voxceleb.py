@@ -48,7 +48,7 @@ def read_voxceleb(folder: Path | str, name: str) -> tuple[Manifest, Trials]:
     """
     if name not in LISTS:
         raise ConfigError(unknown("trial list", name, LISTS))
-    folder, official = Path(folder), LISTS[name]
+    folder, official = Path(folder).absolute(), LISTS[name]
     found = sorted(path for depth in ("", "*/") for path in folder.glob(f"{depth}{official.file}"))
     if not found:
         raise ManifestError(f"{folder}: the list {official.file} of {name} is not there; put it into this folder")
