@@ -190,12 +190,11 @@ def judge(rows: Mapping[str, Sequence[str]], tasks: Sequence[str], asked: argpar
     return table
 
 
-def tasks_of(asked: argparse.Namespace) -> list[str]:
-    """The tasks asked for: of the suite those whose corpora are there, or what the music of DATA is good for."""
+def known_tasks(asked: argparse.Namespace) -> list[str]:
+    """What the music of DATA is good for, or the suite's tasks whose corpora are there."""
     if not asked.suite:
-        return asked.tasks or list(TASKS)
-    there = [task.name for task in suite_tasks(asked.suite) if has_corpus(task.corpus, asked.corpora)]
-    return [name for name in there if not asked.tasks or name in asked.tasks]
+        return list(TASKS)
+    return [task.name for task in suite_tasks(asked.suite) if has_corpus(task.corpus, asked.corpora)]
 
 
 def main() -> None:
@@ -204,16 +203,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/music-grid"))
     parser.add_argument("--minutes", type=float, default=2.0, help="of processor time, a run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of pre-training; heads have three each")
-    parser.add_argument("--tasks", nargs="+", help=f"of {' '.join(TASKS)}, or of the suite")
+    parser.add_argument("--tasks", nargs="+", help=f"of {' '.join(TASKS)} (all), or of the suite")
     parser.add_argument("--suite", choices=["mir13", "polyphony"])
     parser.add_argument("--corpora", type=Path, help="the folder of the suite's corpora")
     parser.add_argument("--baselines", nargs="*", default=BASELINES)
     asked = parser.parse_args()
     if asked.suite and not asked.corpora:
         parser.error("--suite needs --corpora, the folder its corpora lie in")
-    tasks = tasks_of(asked)
-    if not tasks or not (asked.suite or set(tasks) <= set(TASKS)):
-        parser.error(f"--tasks: known are {' '.join(TASKS)}; of a suite, those whose corpora are there")
+    known = known_tasks(asked)
+    tasks = asked.tasks or known
+    if not tasks or not set(tasks) <= set(known):
+        parser.error(f"--tasks: there are {' '.join(known) or 'none, since no corpus of the suite is'}")
     logging.getLogger("auricle").setLevel(logging.ERROR)
     (asked.out / "runs").mkdir(parents=True, exist_ok=True)
     configs = budgeted(asked.data, asked.minutes, asked.out)

@@ -303,6 +303,13 @@ def test_an_encoder_of_nan_is_named(audio, tmp_path):
         run(Loudness("deaf", scale=1e39), manifest(audio), "loud", tmp_path)
 
 
+@pytest.mark.parametrize("second", ["fbnk", "runs/none", "untrained:runs/none", "s3prlx:file.ckpt/x"])
+def test_a_misspelt_encoder_is_told_before_another_is_probed(audio, tmp_path, second):
+    with pytest.raises(AuricleError, match=f"{second}|runs/none"):
+        evaluate([Loudness(), second], data=manifest(audio), target="loud", output=tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_to_evaluate_must_be_said(tmp_path, audio):
     with pytest.raises(EvaluationError, match="nothing to evaluate"):
         evaluate(Loudness(), output=tmp_path)

@@ -1,6 +1,7 @@
 """What surrounds the heads: protocols, corpora on disk, few labels, one speaker at a time, the best on test."""
 
 import csv
+import shutil
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -98,7 +99,7 @@ def test_the_best_on_test_is_told_and_never_chosen(audio, tmp_path, constants):
     assert oracle.low < oracle.value < oracle.high
     (back,) = read_results(tmp_path)
     assert back == result
-    lines = [line.split() for line in table([back]).splitlines() if "loudness" in line]
+    lines = [line.split() for line in table([back]).splitlines() if "loudness " in line]
     assert lines[0][:2] == ["loudness", "5.6"]  # among the scores
     assert lines[1][1:] == ["loudness", "5.6", "72.2"]  # apart from them
     (row,) = csv.DictReader(table([back], "csv").splitlines())
@@ -274,9 +275,16 @@ def test_other_recordings_of_the_corpus_in_pretraining_are_told(audio, tmp_path,
             data.select(list(rows)).table if len(rows) else data.table.set_column(1, "path", [["/other/x.wav"] * 60])
         )
         Manifest(heard).save(tmp_path / name / "manifest.parquet")
-    encoders = [Loudness(str(tmp_path / name)) for name in ("train", "test", "other")]
+    for name, begun in (("went-on", "train"), ("foreign", "hf:somebody/else")):
+        shutil.copytree(tmp_path / "other", tmp_path / name)
+        init = str(tmp_path / begun) if begun == "train" else begun
+        (tmp_path / name / "config.yaml").write_text(f"train: {{init: '{init}'}}")
+    names = ("train", "test", "other", "went-on", "foreign", "nothing-tells")
+    encoders = [Loudness(str(tmp_path / name)) for name in names]
     results = evaluate(encoders, tasks=[LOUD], output=tmp_path / "out", progress=False, device="cpu")
-    assert [result.leaks for result in results] == ["corpus", "test", ""]
+    assert [result.leaks for result in results] == ["corpus", "test", "", "corpus", "unknown", "unknown"]
+    assert f"not known of {tmp_path / 'foreign'}, {tmp_path / 'nothing-tells'}" in table(results)
+    results = results[:3]
     text = table(results)
     assert text.count("‡") == text.count("†") == 2  # one in the table, one in the notes
     assert [row["leaks"] for row in csv.DictReader(table(results, "csv").splitlines())] == ["corpus", "test", ""]

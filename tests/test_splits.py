@@ -152,6 +152,13 @@ def test_an_own_split_that_breaks_up_the_group_asked_for_is_left_aside():
     assert "made" in folds(manifest, group="voice")[0].rule
 
 
+def test_an_own_split_without_test_is_left_aside_and_told():
+    splits = split(clips(60, split=["train", "dev", "dev"] * 20))
+    assert set(splits.assignment) == {"train", "dev", "test"}
+    assert "column 'split' was left aside, as it has no train and test" in splits.rule
+    assert "left aside" not in split(clips(60)).rule
+
+
 def test_what_cannot_be_split_is_refused():
     label = ["a", "b"] * 20
     cases = [

@@ -71,8 +71,8 @@ def test_a_suite_of_corpora_from_files_to_tables(suite: str, corpora: Path, tmp_
     assert set(told) == {(encoder, name) for encoder in ENCODERS for name in SUITES[suite]}
     for name in SUITES[suite]:
         planted, deaf = told[PLANTED, name], told[DEAF, name]
-        if planted.protocol == "superb":  # it learns slowly; two of its trees have but ten clips to learn from
-            assert planted.score > (0.7 if name in ("superb-ks", "superb-ic") else deaf.chance - 1e-9), name
+        if planted.protocol == "superb":  # it learns slowly
+            assert planted.score > 0.7 > 0.4 > deaf.score, name
         else:
             assert planted.score == (planted.metric != "per"), name
         assert planted.skipped == 0

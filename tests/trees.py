@@ -112,10 +112,10 @@ def speech_commands_tree(root: Path, version: str) -> None:
 
 
 def voxceleb1_tree(root: Path) -> None:
-    """Five people in four videos each, of which two are train."""
+    """Five people in 22 videos each, of which twelve are train."""
     lines = []
     for (number, speaker), (video, part) in product(
-        enumerate(("id10001", "id10269", "id10270", "id10309", "id11251")), enumerate("1123")
+        enumerate(("id10001", "id10269", "id10270", "id10309", "id11251")), enumerate(12 * "1" + 4 * "2" + 6 * "3")
     ):
         clip = f"{speaker}/video_{number}_{video}/00001.wav"
         lines.append(f"{part} {clip}")
@@ -209,10 +209,10 @@ def fluent_tree(root: Path) -> None:
 
 
 def iemocap_tree(root: Path) -> None:
-    """Two turns a session and emotion, and one of which nobody agreed."""
+    """Four turns a session and emotion, and one of which nobody agreed."""
     for session in range(1, 6):
         place, dialogue = root / f"Session{session}", f"Ses0{session}F_impro01"
-        turns = [*product(enumerate(("neu", "exc", "sad", "ang")), range(2)), ((9, "xxx"), 0)]
+        turns = [*product(enumerate(("neu", "exc", "sad", "ang")), range(4)), ((9, "xxx"), 0)]
         lines = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]", ""]
         for turn, ((number, emotion), _) in enumerate(turns):
             name = f"{dialogue}_{'FM'[turn % 2]}{turn:03}"

@@ -72,6 +72,8 @@ def split(
     if own is None and column != "split":
         raise ManifestError(f"column '{column}' has no train and test; its values must be train, dev and test")
     note = "" if own is None else f"; column '{column}' was left aside, as it breaks up groups"
+    if own is None and column in manifest.table.column_names:
+        note = f"; column '{column}' was left aside, as it has no train and test"
     if own is None or (group is not None and _breaks_up(own, groups)):
         number = _fold_numbers(goal.strata, groups, 5, seed)
         parts = np.array(["test", "dev", "train"])[np.minimum(number, 2)]

@@ -25,6 +25,8 @@ from auricle.errors import CheckpointError, ConfigError, unknown
 
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CALLABLE = re.compile(r"[\w.]+:[\w.]+")
+"""The form of `module:attribute`."""
 
 
 def save(encoder: Encoder, folder: Path | str, **extra: Any) -> None:
@@ -98,13 +100,26 @@ def _find(name: str) -> Encoder:
             return load_foreign(project, Path(file))
     if Path(name).exists():
         return load_folder(Path(name))
-    if re.fullmatch(r"[\w.]+:[\w.]+", name):
+    if CALLABLE.fullmatch(name):
         return load_callable(name)
+    raise _no_such(name)
+
+
+def refuse_unknown(name: str) -> None:
+    """Raise as `load` does for a name of no known form and for a folder without a checkpoint, before any is loaded."""
+    form, _, _ = name.partition(":")
+    if form == "untrained" or (Path(name).exists() and form not in PROJECTS):
+        _describe(Path(name.removeprefix("untrained:")))
+    elif name not in BASELINES and form not in (*PROJECTS, "hf", "hear") and not CALLABLE.fullmatch(name):
+        raise _no_such(name)
+
+
+def _no_such(name: str) -> ConfigError:
     beside = Path(name).absolute().parent
     folders = [str(Path(name).with_name(path.name)) for path in beside.iterdir()] if beside.is_dir() else []
     close = difflib.get_close_matches(name, [*BASELINES, *folders], n=1)
     hint = f"did you mean '{close[0]}'? " if close else ""
-    raise ConfigError(f"unknown encoder '{name}'; {hint}known forms: {', '.join(ENCODER_FORMS)}")
+    return ConfigError(f"unknown encoder '{name}'; {hint}known forms: {', '.join(ENCODER_FORMS)}")
 
 
 def load_folder(path: Path) -> Encoder:

@@ -26,6 +26,7 @@ from auricle.evaluation.metrics import LOWER_IS_BETTER, Kind, Outcomes, paired_b
 
 FORMAT = 1
 Style = Literal["text", "markdown", "latex", "csv", "json"]
+Leaks = Literal["", "corpus", "test", "unknown"]
 
 
 class Choice(Config):
@@ -113,7 +114,7 @@ class Result(Config):
     """Clips the encoder could not embed; on test they get the constant answer that is best on train."""
     transductive: bool
     """Whether test clips were among the recordings the encoder was pre-trained on."""
-    leaks: Literal["", "corpus", "test"] = ""
+    leaks: Leaks = ""
     """What the encoder's own pre-training run is known to have heard: test clips, or others of the task's corpus."""
     seconds_encode: float
     seconds_probe: float
@@ -264,6 +265,8 @@ def table(results: Sequence[Result], style: Style = "text") -> str:
         notes.append("† test clips were among those the encoder was pre-trained on")
     if any(result.leaks == "corpus" for result in results):
         notes.append("‡ other clips of the corpus were")
+    if unknown := list(dict.fromkeys(result.encoder for result in results if result.leaks == "unknown")):
+        notes.append(f"what was pre-trained on is not known of {', '.join(unknown)}")
     tables = [_layout(rows, style) + "\n" + "\n".join(_note(note, style) for note in notes)]
     if any("oracle" in result.further for result in results):
         tables.append(_oracle_table(results, style))

@@ -21,7 +21,7 @@ from auricle.config import edit
 from auricle.data.corpora import has_corpus
 from auricle.data.manifest import Manifest, Sources
 from auricle.encoders.base import WORDS, Encoder, Pooling, choose_layers
-from auricle.encoders.checkpoint import load
+from auricle.encoders.checkpoint import load, refuse_unknown
 from auricle.errors import EvaluationError
 from auricle.evaluation.answers import answer, table, with_map
 from auricle.evaluation.beats import BEAT_METRICS, WINDOW_S, applicable
@@ -30,6 +30,7 @@ from auricle.evaluation.embedder import Embedder
 from auricle.evaluation.prepare import Prepared, prepare, read_task
 from auricle.evaluation.probes.beats import beat_prober
 from auricle.evaluation.probes.heads import Head, Layer, ProbeConfig
+from auricle.evaluation.probes.marble import MarbleProber
 from auricle.evaluation.probes.protocols import prober
 from auricle.evaluation.probes.tracks import prepare_music
 from auricle.evaluation.results import Result, read_result, result_path, write_result
@@ -108,10 +109,13 @@ def evaluate(
     or seed, or a second start, encodes nothing twice. Raises `AuricleError`s, one line each.
     """
     names = [encoders] if isinstance(encoders, str | Path | Encoder) else list(encoders)
+    for name in names:
+        if not isinstance(name, Encoder):
+            refuse_unknown(str(name))
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     chosen = [name if isinstance(name, Task) else task(name) for name in tasks or ()]
     own = hear_tasks(suite.removeprefix("hear:")) if suite and suite.startswith("hear:") else []
-    chosen += suite_tasks(suite) if suite and not own else []
+    chosen += _answerable(suite_tasks(suite), protocol) if suite and not own else []
     common: dict[str, Any] = {
         "output": output, "overwrite": overwrite, "cache": cache, "device": place, "batch_seconds": batch_seconds,
         "progress": progress,
@@ -236,6 +240,15 @@ def _probe(
                     results.append(there or _evaluate(embedder, fingerprint, ready, grid, settings, output))
                 bar.update()
     return results
+
+
+def _answerable(suite: Sequence[Task], protocol: str | None) -> list[Task]:
+    """The tasks of a suite that the protocol asked for can answer, beats by MARBLE's alone; warns of others."""
+    knows_beats = protocol is None or isinstance(prober(protocol, ProbeConfig()), MarbleProber)
+    left_out = [record for record in suite if record.scored_by in BEAT_METRICS and not knows_beats]
+    for record in left_out:
+        log.warning("task %s: left out, protocol %s knows no beats", record.name, protocol)
+    return [record for record in suite if record not in left_out]
 
 
 def _applies(encoder: Encoder, record: Task) -> bool:

@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+import yaml
 
+from auricle.encoders import BASELINES
 from auricle.evaluation.answers import Answers, Fold, of_seed, outcomes
 from auricle.evaluation.beats import BEAT_METRICS, chance_score
 from auricle.evaluation.metrics import LOWER_IS_BETTER, Score, bootstrap, chance, scorer
 from auricle.evaluation.music import KEY_METRIC, each_value, key_chance, key_credit
 from auricle.evaluation.prepare import UNLABELLED, Prepared
 from auricle.evaluation.probes.heads import Trial
-from auricle.evaluation.results import Choice, Measure, Result
+from auricle.evaluation.results import Choice, Leaks, Measure, Result
 from auricle.evaluation.tasks.mir13 import MusicTask
 
 
@@ -79,7 +81,7 @@ def scored(ready: Prepared, tests: list[Answers], **others: Any) -> Result:
     low, high = bootstrap(score, units)
     most = max(len(test.correct) for test in tests)
     seeds = [outcomes(ready, [of_seed(test, seed) for test in tests]) for seed in range(most)]
-    first = ready.assignments[0]
+    first, paths = ready.assignments[0], ready.manifest.column("path")
     return Result(
         task=record.name,
         protocol=record.protocol,
@@ -101,7 +103,7 @@ def scored(ready: Prepared, tests: list[Answers], **others: Any) -> Result:
         n_train=int((first == "train").sum()),
         n_dev=int((first == "dev").sum()),
         n_test=sum(len(test.rows) for test in tests),
-        leaks=_leaks(others["encoder"], ready, tests),
+        leaks=leaks(others["encoder"], (paths[row] for test in tests for row in test.rows), ready.home),
         versions={"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         **others,
     )
@@ -127,30 +129,41 @@ def _chance(ready: Prepared, tests: list[Answers]) -> float:
 
 
 def heard(encoder: str, ready: Prepared, tests: list[Answers]) -> bool:
-    """Whether the run of that name was trained on any of the test recordings."""
+    """Whether the run of that name is known to have been trained on any of the test recordings."""
     paths = ready.manifest.column("path")
-    return was_heard(encoder, [paths[row] for test in tests for row in test.rows])
+    return leaks(encoder, (paths[row] for test in tests for row in test.rows)) == "test"
 
 
-def was_heard(encoder: str, paths: Iterable[str]) -> bool:
-    """Whether the run of that name (its folder holds a manifest) was trained on any of these recordings."""
-    return not _heard_by(encoder).isdisjoint(paths)
+def leaks(encoder: str, paths: Iterable[str], home: str = "") -> Leaks:
+    """What of these recordings, or of others in the folder `home`, the encoder of that name was trained on.
 
-
-def _leaks(encoder: str, ready: Prepared, tests: list[Answers]) -> str:
-    """What of the task's recordings the run of that name was trained on."""
-    if heard(encoder, ready, tests):
+    Runs of ours tell by the manifest in their folder, and by the encoder that they began with; plain features and
+    untrained twins have heard nothing.
+    """
+    known, whole = _heard_by(encoder)
+    if not known.isdisjoint(paths):
         return "test"
-    here = os.path.join(ready.home, "")
-    return "corpus" if ready.home and any(path.startswith(here) for path in _heard_by(encoder)) else ""
+    if home and any(path.startswith(os.path.join(home, "")) for path in known):
+        return "corpus"
+    return "" if whole else "unknown"
 
 
-def _heard_by(encoder: str) -> set[str]:
-    """Paths that the run of that name was trained on; none where its folder holds no manifest."""
-    if encoder.startswith("untrained:"):
-        return set()
+def _heard_by(encoder: str) -> tuple[set[str], bool]:
+    """Paths that the encoder of that name was trained on, and whether they are all."""
+    if encoder in BASELINES or encoder.startswith("untrained:"):
+        return set(), True
     folders = [Path(encoder), *Path(encoder).parents[:2]] if encoder else []
-    for manifest in (folder / "manifest.parquet" for folder in folders):
-        if manifest.is_file():
-            return set(pq.read_table(manifest, columns=["path"])["path"].to_pylist())
-    return set()
+    for folder in folders:
+        if (folder / "manifest.parquet").is_file():
+            known = set(pq.read_table(folder / "manifest.parquet", columns=["path"])["path"].to_pylist())
+            begun = _begun_with(folder)
+            before, whole = _heard_by(begun) if begun else (set(), True)
+            return known | before, whole
+    return set(), False
+
+
+def _begun_with(run: Path) -> str:
+    """The encoder whose weights a run took over at its start; empty if none."""
+    config = run / "config.yaml"
+    values = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    return str(values.get("train", {}).get("init") or "")

@@ -29,7 +29,7 @@ from auricle.evaluation.metrics import Difference, Outcomes, bootstrap, paired_b
 from auricle.evaluation.probes.heads import Layer
 from auricle.evaluation.results import Choice, Measure, Result, read_trials, write_result
 from auricle.evaluation.run import Overwrite, find_result, task_name
-from auricle.evaluation.scores import was_heard
+from auricle.evaluation.scores import leaks
 from auricle.evaluation.tasks.task import Task
 from auricle.evaluation.tasks.verification import CONDITIONS, Condition
 from auricle.evaluation.verification.interference import write_mixtures
@@ -163,7 +163,7 @@ class Verifier:
             )
             further["gain_by_separation"] = Measure.of(gain.mean, gain.low, gain.high)
         encoded = self.embedder.seconds - encoded
-        heard = was_heard(self.embedder.name, self._paths(self.ready.trials.rows))
+        leaked = leaks(self.embedder.name, self._paths(self.ready.trials.rows))
         result = Result(
             encoder=self.embedder.name,
             fingerprint=fingerprint,
@@ -193,8 +193,8 @@ class Verifier:
             n_dev=len(self.ready.dev) if len(self.grid) > 1 else 0,
             n_test=len(self.ready.trials),
             skipped=self._absent(condition),
-            transductive=heard,
-            leaks="test" if heard else "",
+            transductive=leaked == "test",
+            leaks=leaked,
             seconds_encode=encoded,
             seconds_probe=time.monotonic() - started - encoded,
             settings=settings,
