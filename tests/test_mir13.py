@@ -16,6 +16,7 @@ import pytest
 import torch
 from test_suites import assert_told
 
+from auricle import cli
 from auricle.config import edit
 from auricle.data.corpora import find_corpus
 from auricle.encoders.base import Encoder
@@ -75,6 +76,8 @@ def test_planted_answers_are_found_and_noise_answers_nothing(corpora: Path, tmp_
     above = [deaf.score - deaf.chance for deaf in told[DEAF].values()]
     assert -0.1 < np.mean(above) < 0.05
     assert_told(results, tmp_path / "out")
+    assert cli.main(["report", str(tmp_path / "out"), "--output", str(tmp_path / "report.html")]) == 0
+    assert all(name in (tmp_path / "report.html").read_text(encoding="utf-8") for name in SUITES["mir13"])
 
 
 def test_baselines_hear_what_is_rendered(corpora: Path, tmp_path: Path) -> None:

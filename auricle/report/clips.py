@@ -50,7 +50,7 @@ def clip_map(task: str, kind: Kind, tables: Mapping[str, pa.Table], most: int) -
         return None
     columns = ["clip_id", "path", "start_s", "duration_s", "target"]
     clips = first.select(columns).sort_by("clip_id").to_pylist()
-    clips.sort(key=lambda clip: float(clip["target"]) if kind == "values" else clip["target"])
+    clips.sort(key=lambda clip: _value(clip["target"]) if kind == "values" else clip["target"])
     clips = [clips[row] for row in np.linspace(0, len(clips) - 1, min(len(clips), most)).round().astype(int)]
     targets = [clip["target"] for clip in clips]
     names, codes = _ranges(targets) if kind == "values" else _classes(targets)
@@ -135,10 +135,15 @@ def _by_label(codes: Sequence[int]) -> list[int]:
 
 def _ranges(targets: Sequence[str]) -> tuple[list[str], list[int]]:
     """Legend names of six ranges that hold equally many values, and each target's place among them."""
-    values = np.array(targets, np.float64)
+    values = np.array([_value(target) for target in targets])
     edges = np.unique(np.quantile(values, np.linspace(0, 1, 7)))
     names = [f"{low:.3g} to {high:.3g}" for low, high in pairwise(edges)] or [f"{edges[0]:.3g}"]
     return names, np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(names) - 1).tolist()
+
+
+def _value(target: str) -> float:
+    """Of several values, the first."""
+    return float(target.partition(";")[0])
 
 
 def _classes(targets: Sequence[str]) -> tuple[list[str], list[int]]:
