@@ -323,6 +323,20 @@ def test_what_is_not_for_beats_is_refused_before_anything_is_encoded(music, tmp_
     assert encoder.heard == 0
 
 
+def test_a_suite_leaves_out_what_the_protocol_cannot_answer(caplog):
+    from auricle.evaluation.run import _answerable
+    from auricle.evaluation.tasks import suite_tasks
+
+    whole = suite_tasks("mir13")
+    names = {record.name for record in whole}
+    assert len(names) == 13
+    assert {record.name for record in _answerable(whole, None)} == names
+    assert {record.name for record in _answerable(whole, "marble-linear")} == names
+    assert not caplog.messages
+    assert names - {record.name for record in _answerable(whole, "knn")} == {"gtzan-beats", "emomusic"}
+    assert len(caplog.messages) == 2
+
+
 def test_columns_that_hold_no_beats_are_refused(music, tmp_path):
     clips = music.column("beats")
     kicks = [*clips[:3], points([1.0], "kick"), *clips[4:]]

@@ -243,11 +243,17 @@ def _probe(
 
 
 def _answerable(suite: Sequence[Task], protocol: str | None) -> list[Task]:
-    """The tasks of a suite that the protocol asked for can answer, beats by MARBLE's alone; warns of others."""
-    knows_beats = protocol is None or isinstance(prober(protocol, ProbeConfig()), MarbleProber)
-    left_out = [record for record in suite if record.scored_by in BEAT_METRICS and not knows_beats]
+    """The tasks of a suite that the protocol asked for can answer; warns of others: beats, and several values a clip,
+    are for MARBLE's alone."""
+    if protocol is None or isinstance(prober(protocol, ProbeConfig()), MarbleProber):
+        return list(suite)
+    left_out = [
+        record
+        for record in suite
+        if record.scored_by in BEAT_METRICS or (isinstance(record, MusicTask) and record.also)
+    ]
     for record in left_out:
-        log.warning("task %s: left out, protocol %s knows no beats", record.name, protocol)
+        log.warning("task %s: left out, protocol %s cannot answer it", record.name, protocol)
     return [record for record in suite if record not in left_out]
 
 
