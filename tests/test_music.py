@@ -5,11 +5,13 @@ import itertools
 import mir_eval
 import numpy as np
 import pytest
+import soundfile
 from sklearn.metrics import r2_score
 
 from auricle.config import edit
 from auricle.data.corpora import CORPORA
 from auricle.data.corpora.giantsteps import KEYS
+from auricle.data.manifest import Manifest
 from auricle.errors import EvaluationError
 from auricle.evaluation.metrics import Outcomes, scorer
 from auricle.evaluation.music import (
@@ -21,7 +23,9 @@ from auricle.evaluation.music import (
     relation,
     relations,
 )
+from auricle.evaluation.prepare import prepare
 from auricle.evaluation.probes.grouped import MarbleConfig
+from auricle.evaluation.tasks.custom import custom_task
 from auricle.evaluation.tasks.mir13 import MIR13, MusicTask
 
 
@@ -51,6 +55,19 @@ def test_relations_have_names(true, told, named):
 def test_what_is_no_key_is_one_line():
     with pytest.raises(EvaluationError, match="unknown key 'H minor'"):
         relation("H minor", "C major")
+
+
+def test_a_key_is_one_class_however_it_is_spelled(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(800), 8000)
+    keys = ["C# major", "Db major", "Eb minor", "d# minor", "Db major", "Eb minor"]
+    split = ["train", "dev", "train", "test", "test", "dev"]
+    data = Manifest.from_columns({"path": ["a.wav"] * 6, "key": keys, "split": split}, tmp_path)
+    ready = prepare(custom_task(data, "key", name="own", metric="weighted_key"), data)
+    assert ready.classes == ["Db major", "Eb minor"]
+    assert ready.targets.tolist() == [0, 0, 1, 1, 0, 1]
+    wrong = data.with_column("key", ["Am", *keys[1:]])
+    with pytest.raises(EvaluationError, match=r"column 'key', clip a\.wav: unknown key 'Am'"):
+        prepare(custom_task(wrong, "key", name="own", metric="weighted_key"), wrong)
 
 
 def test_confusion_stands_in_the_order_of_the_circle():

@@ -1,6 +1,7 @@
 """The questions of the suite `polyphony` have one answer whatever the number of voices, and only the notes tell it."""
 
 import hashlib
+import inspect
 from collections import Counter
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import soundfile
 import torch
 
 from auricle import cli
+from auricle.audio import polyphony as scores
+from auricle.audio import rendering
 from auricle.audio.polyphony import ABOVE, LOWEST, REGISTERS, VOICES, canon, chord
 from auricle.audio.rendering import KEYS, SCALES, TONICS, frequency
 from auricle.data.corpora import find_corpus, polyphony
@@ -196,6 +199,19 @@ def test_clips_are_rendered_once_and_wherever_asked(cache, monkeypatch, tmp_path
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert polyphony.cache_folder() == tmp_path / ".cache" / "auricle"
+
+
+def test_clips_of_other_code_are_not_taken_for_those_of_this(monkeypatch, tmp_path):
+    monkeypatch.setenv("AURICLE_CACHE", str(tmp_path))
+    monkeypatch.setattr(polyphony, "write_clips", lambda folder, *rounds: write_clips(folder, {"train": 1}, {}))
+    one, source = find_corpus("polyphony"), inspect.getsource
+    for module in (rendering, scores, polyphony):
+        with monkeypatch.context() as patch:
+            patch.setattr(inspect, "getsource", lambda asked, new=module: source(asked) + "#" * (asked is new))
+            other = find_corpus("polyphony")
+        assert set(one.column("path")).isdisjoint(other.column("path"))
+        assert one.content_hash() != other.content_hash()  # and results of the one are none of the other
+    assert find_corpus("polyphony").content_hash() == one.content_hash()
 
 
 def test_an_interrupted_rendering_leaves_nothing(monkeypatch, tmp_path):

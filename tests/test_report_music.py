@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from test_report import Page, write_clips, write_scores
 
 from auricle.errors import EvaluationError
+from auricle.evaluation.beats import matched
 from auricle.evaluation.music import circle_of_fifths
 from auricle.report.build import build_report
-from auricle.report.music import matched
 from auricle.report.scores import metric_name
 
 RATE = 8000

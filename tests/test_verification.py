@@ -520,7 +520,7 @@ def test_active_power_leaves_out_pauses_and_scales_as_power_does():
     assert active_power(voice, RATE) == pytest.approx(np.square(voice).mean())
     assert active_power(padded, RATE) == pytest.approx(active_power(voice, RATE))
     assert active_power(3 * padded, RATE) == pytest.approx(9 * active_power(padded, RATE))
-    assert active_power(np.zeros(100), RATE) == 0
+    assert active_power(np.zeros(100), RATE) == active_power(np.zeros(0), RATE) == 0
     with pytest.raises(AudioError, match="interferer is silent"):
         mix(voice, np.zeros(50), 0, RATE)
 

@@ -84,7 +84,7 @@ def write_tones(path: Path, *slots: int, frames: int = SHORT) -> None:
 
 def write_frames(path: Path, tones: Sequence[Iterable[int]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, sound(tones, zlib.crc32("/".join(path.parts[-4:]).encode())), RATE)
+    soundfile.write(path, sound(tones, zlib.crc32("/".join(path.parts[-3:]).encode())), RATE)
 
 
 # ------------------------------------------------------------------------------------------------------------- corpora
@@ -152,7 +152,7 @@ def dementiabank_tree(root: Path) -> None:
 
 def mask_tree(root: Path) -> None:
     lines = ["file_name,label"]
-    for part, (number, label), clip in product(("train", "devel", "test"), enumerate(("clear", "mask")), range(4)):
+    for part, (number, label), clip in product(("train", "devel", "test"), enumerate(("clear", "mask")), range(12)):
         name = f"{part}_{2 * clip + number:05}.wav"
         lines.append(f"{name},{label}")
         write_tones(root / "wav" / name, number)

@@ -44,7 +44,7 @@ def _active_windows(
     sums = np.add.reduceat(np.square(waveform, dtype=np.float64), starts)
     sizes = np.diff(np.append(starts, len(waveform)))
     powers = sums / sizes
-    active = powers > powers.max() * 10 ** (FLOOR_DB / 10)
+    active = powers > powers.max(initial=0.0) * 10 ** (FLOOR_DB / 10)
     return starts[active], sizes[active], sums[active]
 
 

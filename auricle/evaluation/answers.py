@@ -192,7 +192,7 @@ def _correct(ready: Prepared, outputs: NDArray[np.float64], targets: NDArray[Any
     if ready.task.kind == "labels":
         right: NDArray[np.float64] = ((outputs > 0.5) == (targets > 0)).mean(2)
         return right
-    return np.full(outputs.shape, np.nan)
+    return np.full(outputs.shape[:2], np.nan)  # of several values too
 
 
 def _answer_frames(embedder: Embedder, ready: Prepared, assignment: NDArray[np.str_], prober: Prober) -> Fold:

@@ -12,6 +12,7 @@ beat is heard with the frame's probability of a beat, all else with that of none
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,8 @@ SAME_S = 0.03
 LEAST = 1e-5
 """Probabilities are kept this far from 0."""
 NONE, BEAT, DOWNBEAT = range(3)
+PLACE = re.compile(r"[1-9][0-9]*")
+"""A beat's place in its bar, as annotators write it; those who count from 0 mean something else by 1."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +221,7 @@ class BeatF1:
         """A clip's share, given times in seconds: 2 tp and the beats of both, or its F1 and 1."""
         ours, theirs = (np.sort(np.asarray(times, np.float64)) for times in (reference, estimated))
         ours, theirs = ours[ours >= self.skip_s], theirs[theirs >= self.skip_s]
-        right, beats = 2.0 * _matched(ours, theirs), float(len(ours) + len(theirs))
+        right, beats = 2.0 * matched(ours, theirs)[0].sum(), float(len(ours) + len(theirs))
         return Counts(right, beats) if self.pooled else Counts(right / beats if beats else 0.0, 1.0)
 
 
@@ -234,14 +237,18 @@ it."""
 def annotated(intervals: Sequence[Mapping[str, Any]]) -> tuple[Array, Array]:
     """Ascending times of beats, downbeats too, and of downbeats (N,), (M,), from intervals labelled with these words.
 
-    An interval's start counts. A downbeat is a beat, whether or not it is labelled as one besides. Raises
-    `EvaluationError` for other labels.
+    Labels may also be places in the bar, 1 for a downbeat. An interval's start counts. A downbeat is a beat, whether or
+    not it is labelled as one besides. Raises `EvaluationError` for other labels.
     """
     times: dict[str, list[float]] = {"beat": [], "downbeat": []}
     for interval in intervals:
-        if interval["label"] not in times:
-            raise EvaluationError(f"found '{interval['label']}', where intervals are labelled beat and downbeat")
-        times[interval["label"]].append(interval["start_s"])
+        label = interval["label"]
+        kind = label if not PLACE.fullmatch(label) else "downbeat" if label == "1" else "beat"
+        if kind not in times:
+            raise EvaluationError(
+                f"found '{label}', where labels are beat and downbeat, or places in the bar from 1 on"
+            )
+        times[kind].append(interval["start_s"])
     beats, downbeats = (np.unique(np.array(found, np.float64)) for found in times.values())
     alone = [time for time in downbeats if not len(beats) or np.abs(beats - time).min() > SAME_S]
     return np.sort(np.concatenate([beats, alone])), downbeats
@@ -263,15 +270,19 @@ def chance_score(metric: str, references: Sequence[tuple[Array, Array]]) -> floa
     return beat_score(metric, times, times[1:] + times[:1]) if len(times) > 1 else 0.0
 
 
-def _matched(reference: Array, estimated: Array) -> int:
-    """Pairs in the largest matching of ascending times; taking the earliest that fits is never worse."""
-    found, at = 0, 0
-    for time in estimated:
+def matched(reference: Array, estimated: Array) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which ascending times of both sides are in the largest matching of those no further apart than the window.
+
+    Taking the earliest that fits is never worse.
+    """
+    found, right, at = np.zeros(len(reference), bool), np.zeros(len(estimated), bool), 0
+    for place, time in enumerate(estimated):
         while at < len(reference) and reference[at] < time - WINDOW_S:
             at += 1
         if at < len(reference) and reference[at] <= time + WINDOW_S:
-            found, at = found + 1, at + 1
-    return found
+            found[at] = right[place] = True
+            at += 1
+    return found, right
 
 
 def _frames(probabilities: ArrayLike, times: ArrayLike, most: int) -> tuple[NDArray[Any], Array]:

@@ -14,8 +14,8 @@ from auricle.evaluation.metrics import Outcomes
 
 Array = NDArray[np.float64]
 
-TONICS = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
-FLATS = {"Db": "C#", "Eb": "D#", "Gb": "F#", "Ab": "G#", "Bb": "A#"}
+TONICS = ("C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B")
+SHARPS = {"C#": "Db", "D#": "Eb", "F#": "Gb", "G#": "Ab", "A#": "Bb"}
 RELATIONS = MappingProxyType({"same": 1.0, "fifth": 0.5, "relative": 0.3, "parallel": 0.2, "other": 0.0})
 """Credit for a key in relation to the true one, as MIREX gives it: a fifth above in the same mode, the relative minor
 or major, the parallel one. A fifth below gets nothing."""
@@ -26,10 +26,16 @@ def pitch_class(key: str) -> tuple[int, bool]:
     """Semitones of a key's tonic above C, and whether it is major ("Eb minor": 3, False). Raises `EvaluationError`."""
     tonic, _, mode = key.partition(" ")
     tonic = tonic[:1].upper() + tonic[1:]
-    tonic = FLATS.get(tonic, tonic)
+    tonic = SHARPS.get(tonic, tonic)
     if tonic not in TONICS or mode not in ("major", "minor"):
         raise EvaluationError(unknown("key", key, [f"{name} {mode}" for name in TONICS for mode in ("major", "minor")]))
     return TONICS.index(tonic), mode == "major"
+
+
+def key_name(key: str) -> str:
+    """The key in one spelling, sharps as flats, as in `circle_of_fifths`. Raises `EvaluationError`."""
+    tonic, major = pitch_class(key)
+    return f"{TONICS[tonic]} {'major' if major else 'minor'}"
 
 
 def relation(reference: str, estimate: str) -> str:
@@ -48,9 +54,7 @@ def key_credit(keys: Sequence[str]) -> Array:
 def circle_of_fifths() -> list[str]:
     """The 24 keys, each major before its relative minor, in fifths upwards from C: near keys stand near."""
     steps = [7 * step % 12 for step in range(12)]
-    sharps = {sharp: flat for flat, sharp in FLATS.items()}
-    names = [sharps.get(tonic, tonic) for tonic in TONICS]
-    return [key for step in steps for key in (f"{names[step]} major", f"{names[(step + 9) % 12]} minor")]
+    return [key for step in steps for key in (f"{TONICS[step]} major", f"{TONICS[(step + 9) % 12]} minor")]
 
 
 def key_confusion(reference: Sequence[str], estimate: Sequence[str]) -> NDArray[np.int64]:

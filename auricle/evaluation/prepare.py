@@ -21,6 +21,7 @@ from auricle.errors import EvaluationError, ManifestError, unknown
 from auricle.evaluation.beats import BEAT_METRICS, annotated
 from auricle.evaluation.events import EVENT_METRICS
 from auricle.evaluation.metrics import METRICS
+from auricle.evaluation.music import KEY_METRIC, key_name
 from auricle.evaluation.tasks.custom import is_intervals
 from auricle.evaluation.tasks.task import Task
 
@@ -92,6 +93,8 @@ def prepare(
         raise EvaluationError(f"task {task.name}: metric {task.scored_by} cannot score {task.kind}")
     if task.kind == "labels":
         manifest = manifest.with_column(task.target, [sorted(_labels(value)) for value in manifest.column(task.target)])
+    if task.scored_by == KEY_METRIC:
+        manifest = manifest.with_column(task.target, _keys(task, manifest))
     try:
         made = [_fewer(task, manifest, part) for part in _splits(task, manifest)]
     except ManifestError as error:
@@ -206,6 +209,17 @@ def _targets(
     return classes, np.array([code[text] for text in texts]), texts
 
 
+def _keys(task: Task, manifest: Manifest) -> list[str]:
+    """(N,) names of keys, one a key however annotators spell it."""
+    keys = []
+    for clip_id, key in zip(manifest.column("clip_id"), manifest.column(task.target), strict=True):
+        try:
+            keys.append(key_name(str(key)))
+        except EvaluationError as error:
+            raise EvaluationError(f"task {task.name}, column '{task.target}', clip {clip_id}: {error}") from None
+    return keys
+
+
 def _beats(task: Task, manifest: Manifest) -> NDArray[np.object_]:
     """(N,) pairs: times of beats and of downbeats."""
     beats = np.empty(len(manifest), object)
@@ -246,10 +260,16 @@ def _check(task: Task, assignment: NDArray[Any], classes: list[str], targets: ND
             raise EvaluationError(f"{where}: all values in train are equal")
         return
     if task.scored_by in BEAT_METRICS:
-        kind = task.scored_by.partition("_")[0]
+        kind, skip_s = task.scored_by.partition("_")[0], BEAT_METRICS[task.scored_by].skip_s
         for part in ("train", "dev", "test"):
-            if not any(len(clip[kind == "downbeat"]) for clip in targets[assignment == part]):
+            times = np.concatenate([clip[kind == "downbeat"] for clip in targets[assignment == part]])
+            if not len(times):
                 raise EvaluationError(f"{where}: no clip of {part} has a {kind}")
+            if part != "train" and times.max() < skip_s:
+                raise EvaluationError(
+                    f"{where}: no clip of {part} has a {kind} after its first {skip_s:g} s, which {task.scored_by} "
+                    f"leaves out; metric {kind}_f1_marble counts them"
+                )
         return
     if task.level == "frame":
         present = {part: _frames_of(targets[assignment == part]) for part in ("train", "test")}

@@ -54,8 +54,8 @@ def beside(ready: Prepared, folds: list[Fold]) -> dict[str, Measure]:
     if len(folds) > 1 and not ready.task.personal:
         found["mean over folds"] = _mean_over_folds(ready, folds)
     for name in folds[0].beside:
-        counted = outcomes(ready, [fold.beside[name] for fold in folds if name in fold.beside])
-        found[name] = scorer(ready.task.scored_by, counted)
+        if all(name in fold.beside for fold in folds):  # of some folds alone it is no score of all clips
+            found[name] = scorer(ready.task.scored_by, outcomes(ready, [fold.beside[name] for fold in folds]))
     one = np.ones((1, told.units))
     return {name: Measure.of(float(score(one)[0]), *bootstrap(score, told.units)) for name, score in found.items()}
 
@@ -152,7 +152,7 @@ def _heard_by(encoder: str) -> tuple[set[str], bool]:
     """Paths that the encoder of that name was trained on, and whether they are all."""
     if encoder in BASELINES or encoder.startswith("untrained:"):
         return set(), True
-    folders = [Path(encoder), *Path(encoder).parents[:2]] if encoder else []
+    folders = [Path(encoder), *Path(encoder).parents[:2]] if encoder and Path(encoder).exists() else []
     for folder in folders:
         if (folder / "manifest.parquet").is_file():
             known = set(pq.read_table(folder / "manifest.parquet", columns=["path"])["path"].to_pylist())

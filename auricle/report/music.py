@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from auricle.audio.io import read
 from auricle.errors import AudioError, EvaluationError
-from auricle.evaluation.beats import BEAT_METRICS, SAME_S, WINDOW_S
+from auricle.evaluation.beats import BEAT_METRICS, SAME_S, matched
 from auricle.evaluation.music import KEY_METRIC, key_confusion
 from auricle.report.clips import data_uri, take_turns
 from auricle.report.scores import Board, Column
@@ -136,18 +136,6 @@ def _events(row: Mapping[str, Any], side: str, metric: str) -> tuple[Array, NDAr
         return downbeats, np.ones(len(downbeats), bool)
     near = np.abs(beats[:, None] - downbeats).min(1, initial=np.inf) <= SAME_S
     return beats, near
-
-
-def matched(reference: Array, estimated: Array) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which ascending times of both sides are in the largest matching of those no further apart than the window."""
-    found, right, at = np.zeros(len(reference), bool), np.zeros(len(estimated), bool), 0
-    for place, time in enumerate(estimated):
-        while at < len(reference) and reference[at] < time - WINDOW_S:
-            at += 1
-        if at < len(reference) and reference[at] <= time + WINDOW_S:
-            found[at] = right[place] = True
-            at += 1
-    return found, right
 
 
 def _marks(times: Array, tall: NDArray[np.bool_], length: float) -> list[tuple[float, int]]:

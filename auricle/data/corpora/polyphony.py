@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import inspect
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-import auricle
+from auricle.audio import polyphony, rendering
 from auricle.audio.io import write
 from auricle.audio.polyphony import LOWEST, VOICES, Voice, canon, chord
 from auricle.audio.rendering import KEYS, render
@@ -92,10 +95,12 @@ def cache_folder() -> Path:
 def read() -> Manifest:
     """`pitch` of chords or `key` of canons, how many `voices`, the `piece`, and `split`, which keeps pieces whole.
 
-    The clips lie in `cache_folder()`, in a folder of this version of the package, which appears when it is complete;
-    what is in it depends on nothing but that version. Raises `ManifestError` where it cannot be written.
+    The clips lie in `cache_folder()`, in a folder that appears when it is complete. Another version of the code that
+    makes them has another folder, and another `rendering` in the manifest, so that results of old clips are none of new
+    ones. Raises `ManifestError` where it cannot be written.
     """
-    folder = cache_folder() / f"polyphony-{auricle.__version__}"
+    code = code_digest()
+    folder = cache_folder() / f"polyphony-{code}"
     if not folder.is_dir():
         logger.info("%s: rendering the clips of polyphony, once (half a minute)", folder)
         try:
@@ -104,7 +109,14 @@ def read() -> Manifest:
         except OSError as error:
             reason = error.strerror or str(error)
             raise ManifestError(f"{folder}: cannot be written ({reason}); set {CACHE} to another folder") from None
-    return Manifest.open(folder / "manifest.csv")
+    manifest = Manifest.open(folder / "manifest.csv")
+    return manifest.with_column("rendering", [code] * len(manifest))
+
+
+def code_digest() -> str:
+    """Twelve hex digits over the code that decides scores and samples."""
+    code = "".join(map(inspect.getsource, (polyphony, rendering, sys.modules[__name__])))
+    return hashlib.sha256(code.encode()).hexdigest()[:12]
 
 
 def _write_whole(folder: Path) -> None:

@@ -94,6 +94,7 @@ def answer_beats(embedder: Embedder, ready: Prepared, prober: Prober) -> list[Fo
     tracker = _Tracker(embedder, ready, marble, source)
     folds = [tracker.fold(assignment) for assignment in ready.assignments]
     embedder.seconds += source.seconds
+    source.release()
     return folds
 
 

@@ -70,7 +70,7 @@ class ProbeConfig(Config):
 class Examples:
     """Embeddings of N examples, a tensor (N, D) by layer index, and their targets.
 
-    `targets` is (N,) int64 for classes, (N, K) float in {0, 1} for labels, (N,) float for values.
+    `targets` is (N,) int64 for classes, (N, K) of 0 and 1 for labels, (N,) float for values.
     """
 
     layers: Mapping[int, Tensor]

@@ -212,8 +212,7 @@ def _fold(embedder: Embedder, ready: Prepared, heard: Chunked, assignment: NDArr
     def answers(part: str) -> Answers:
         rows = np.flatnonzero(assignment == part)
         present = np.isin(rows, parts[part].rows)
-        found = complete(ready, rows, present, answered(parts[part]), goals["train"].numpy())
-        return _credited(ready, found)
+        return complete(ready, rows, present, answered(parts[part]), goals["train"].numpy())
 
     skipped = len(ready.manifest) - len(heard.rows)
     return Fold(fitted, answers("dev"), answers("test"), skipped, [])
@@ -225,13 +224,3 @@ def _judge(ready: Prepared, targets: Tensor, balanced: bool) -> Measure:
         return dev_measure(ready.task.kind, targets, balanced)
     credit = torch.from_numpy(key_credit(ready.classes)).float().to(targets.device)[targets]  # (T, K)
     return lambda logits: credit.gather(1, logits.argmax(1).T).mean(0)
-
-
-def _credited(ready: Prepared, answers: Answers) -> Answers:
-    """With the credit of keys, and without a mark on values."""
-    assert answers.outputs is not None
-    if ready.task.kind == "values":
-        return replace(answers, correct=np.full(answers.outputs.shape[:2], np.nan))
-    if ready.task.scored_by != KEY_METRIC:
-        return answers
-    return replace(answers, correct=key_credit(ready.classes)[ready.targets[answers.rows], answers.outputs.argmax(2)])
