@@ -306,7 +306,8 @@ def test_folds_track_every_clip(music, tmp_path):
 
 def test_what_some_folds_cannot_tell_is_not_told_of_all(music, tmp_path):
     clips = [
-        [one for one in clip if row % 3 != 1 or one["label"] == "beat"] for row, clip in enumerate(music.column("beats"))
+        [one for one in clip if row % 3 != 1 or one["label"] == "beat"]
+        for row, clip in enumerate(music.column("beats"))
     ]
     folds = [row % 3 for row in range(12)]  # no downbeats in fold 1
     data = Manifest.from_columns({"path": music.column("path"), "fold": folds, "beats": clips}, tmp_path)

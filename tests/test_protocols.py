@@ -279,11 +279,13 @@ def test_other_recordings_of_the_corpus_in_pretraining_are_told(audio, tmp_path,
         shutil.copytree(tmp_path / "other", tmp_path / name)
         init = str(tmp_path / begun) if begun == "train" else begun
         (tmp_path / name / "config.yaml").write_text(f"train: {{init: '{init}'}}")
+    (tmp_path / "nothing-tells").mkdir()
     names = ("train", "test", "other", "went-on", "foreign", "nothing-tells")
-    encoders = [Loudness(str(tmp_path / name)) for name in names]
+    encoders = [Loudness(str(tmp_path / name)) for name in names] + [Loudness("hf:somebody/else")]
+    monkeypatch.chdir(tmp_path / "test")  # whose manifest says nothing of what is loaded from elsewhere
     results = evaluate(encoders, tasks=[LOUD], output=tmp_path / "out", progress=False, device="cpu")
-    assert [result.leaks for result in results] == ["corpus", "test", "", "corpus", "unknown", "unknown"]
-    assert f"not known of {tmp_path / 'foreign'}, {tmp_path / 'nothing-tells'}" in table(results)
+    assert [result.leaks for result in results] == ["corpus", "test", "", "corpus", "unknown", "unknown", "unknown"]
+    assert f"not known of {tmp_path / 'foreign'}, {tmp_path / 'nothing-tells'}, hf:somebody/else" in table(results)
     results = results[:3]
     text = table(results)
     assert text.count("‡") == text.count("†") == 2  # one in the table, one in the notes

@@ -198,11 +198,12 @@ def cmu_mosei_tree(root: Path) -> None:
 
 
 def fluent_tree(root: Path) -> None:
+    """Everybody has each intent four times."""
     intents = ["activate,lights,kitchen", "activate,lights,none", "deactivate,lights,none", "increase,volume,none"]
     for part, people in (("train", "abc"), ("valid", "de"), ("test", "fg")):
         lines = [",path,speakerId,transcription,action,object,location"]
-        for speaker, (number, intent) in product(people, enumerate(intents)):
-            path = f"wavs/speakers/{speaker}/{part}-{speaker}-{number}.wav"
+        for speaker, (number, intent), take in product(people, enumerate(intents), range(4)):
+            path = f"wavs/speakers/{speaker}/{part}-{speaker}-{number}-{take}.wav"
             lines.append(f"{len(lines) - 1},{path},{speaker},Words,{intent}")
             write_tones(root / path, number)
         write_lines(root / "data" / f"{part}_data.csv", *lines)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -21,13 +20,13 @@ from auricle.errors import ConfigError, EvaluationError
 from auricle.evaluation.answers import Answers, table
 from auricle.evaluation.cache import Cache
 from auricle.evaluation.prepare import Prepared
-from auricle.evaluation.probes.heads import Layer, Trial
+from auricle.evaluation.probes.heads import Layer
 from auricle.evaluation.recognition.ctc import CtcConfig, Fitted, fit, transcribe
 from auricle.evaluation.recognition.edits import edit_distances
 from auricle.evaluation.recognition.frames import Utterances
-from auricle.evaluation.results import Choice, Result, write_result
+from auricle.evaluation.results import Result, write_result
 from auricle.evaluation.run import TOLD, Overwrite, find_result
-from auricle.evaluation.scores import heard, scored
+from auricle.evaluation.scores import choice_of, heard, scored
 
 
 def recognise(
@@ -114,8 +113,8 @@ def _evaluate(
         fingerprint=fingerprint,
         supervision=source.encoder.supervision,
         dev=float(np.mean(fitted.choice.dev)),
-        chosen=[_choice(fitted.choice)],
-        grid=[_choice(trial) for trial in fitted.trials],
+        chosen=[choice_of(fitted.choice)],
+        grid=[choice_of(trial) for trial in fitted.trials],
         skipped=len(source.skipped),
         transductive=heard(encoder, ready, [answers]),
         seconds_encode=source.seconds,
@@ -147,11 +146,6 @@ def _table(ready: Prepared, part: str, answers: Answers, texts: list[str]) -> pa
     for name in ("map_x", "map_y"):
         rows = rows.append_column(name, pa.nulls(len(rows), pa.float64()))
     return rows
-
-
-def _choice(trial: Trial) -> Choice:
-    dev = float(np.mean(trial.dev))
-    return Choice(head=trial.head, layer=trial.layer, lr=trial.lr, dev=dev if math.isfinite(dev) else None)
 
 
 def _settings(ready: Prepared, config: CtcConfig, layers: str | Sequence[Layer]) -> str:
