@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+import torch
 from loudness import RATE, Loudness, manifest, run, write_clips
 
 from auricle.data.manifest import Manifest
@@ -58,6 +59,25 @@ def test_another_task_head_or_seed_and_another_start_encode_nothing(audio, tmp_p
     assert two.predictions().drop_columns(["map_x", "map_y"]) == one.predictions().drop_columns(["map_x", "map_y"])
     run(again, data, "loud", tmp_path / "elsewhere", cache=None, overwrite="always")
     assert again.calls == first.calls
+
+
+@pytest.mark.parametrize("pool", ["mean", "meanstd"])
+def test_vectors_too_many_to_hold_are_read_again_and_the_same(audio, tmp_path, monkeypatch, pool):
+    (tmp_path / "broken.wav").write_bytes(b"no audio")
+    paths = [*manifest(audio).column("path")[:9], str(tmp_path / "broken.wav"), str(tmp_path / "missing.wav")]
+    table = manifest(audio).select(np.arange(11)).table
+    data = Manifest(table.set_column(table.column_names.index("path"), "path", [paths]))
+    plain, kept = (Embedder(Loudness(), pool, 60.0, cache=place) for place in (None, Cache(tmp_path, "one")))
+    (present, layers), encoder = plain.clips(data), kept.encoder
+    monkeypatch.setattr(embedder, "HELD", 0)
+    for _ in range(2):
+        again, read = kept.clips(data)
+        assert again.tolist() == present.tolist() == [True] * 9 + [False] * 2
+        assert read.keys() == layers.keys()
+        assert all(torch.equal(read[layer], x) for layer, x in layers.items())
+        assert not kept._vectors
+        calls, encoder.calls = encoder.calls, 0
+    assert calls == 0
 
 
 def test_the_same_audio_elsewhere_is_known_and_other_audio_under_its_name_is_not(audio, tmp_path):

@@ -225,6 +225,19 @@ def test_results_that_are_there_are_not_made_again(audio, tmp_path):
     assert (third.score, third.low, third.high, third.grid) == (second.score, second.low, second.high, second.grid)
 
 
+def test_results_of_audio_that_was_replaced_are_made_again(tmp_path):
+    (tmp_path / "clips").mkdir()
+    folder = write_clips(tmp_path / "clips")
+    encoder, data = Loudness(), manifest(folder)
+    (first,) = run(encoder, data, "loud", tmp_path / "out")
+    info = soundfile.info(folder / "59.wav")
+    soundfile.write(folder / "59.wav", np.zeros(info.frames), info.samplerate, subtype="FLOAT")  # same name and length
+    with pytest.raises(EvaluationError, match="other options or clips"):
+        run(encoder, data, "loud", tmp_path / "out", overwrite="never")
+    (second,) = run(encoder, data, "loud", tmp_path / "out")
+    assert (first.score, second.score < 1) == (1, True)
+
+
 def test_a_second_task_encodes_nothing_anew(audio, tmp_path, monkeypatch):
     data = manifest(audio, half=["soft" if clip % 6 < 3 else "loud" for clip in range(60)])
     monkeypatch.setattr("auricle.evaluation.prepare.find_corpus", lambda corpus, root: data)

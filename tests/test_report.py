@@ -234,6 +234,17 @@ def test_of_many_encoders_the_best_is_told(tmp_path: Path) -> None:
     assert "pre‑trained encoder" not in text
 
 
+def test_encoders_that_are_best_equally_often_are_told_together(tmp_path: Path) -> None:
+    targets = ["a", "b"] * 20
+    paths = write_clips(tmp_path / "audio", targets)
+    for encoder, task, mistakes in (("one", "x", 0), ("two", "x", 9), ("one", "y", 9), ("two", "y", 0)):
+        right = [index >= mistakes for index in range(40)]
+        write_scores(tmp_path / "r", encoder, right, targets, paths, task=task)
+    assert (
+        "one and two each score best on 1 of 2 tasks." in Page(build_report([tmp_path / "r"], tmp_path / "x.html")).text
+    )
+
+
 def test_errors_rank_the_other_way(tmp_path: Path) -> None:
     targets = ["a", "b"] * 20
     paths = write_clips(tmp_path / "audio", targets)
@@ -393,6 +404,11 @@ def test_many_labels_share_an_entry_and_values_become_ranges(tmp_path: Path) -> 
     for target, label in zip(place["target"], place["label"], strict=True):
         low, high = map(float, place["labels"][label].split(" to "))
         assert low - 0.1 <= float(target) <= high + 0.1
+    pairs = [f"{index / 7};{index / 3}" for index in range(60)]
+    write_scores(tmp_path / "w", "fbank", [True] * 60, pairs, paths, kind="values", metric="r2", score=0.5)
+    place = Page(build_report([tmp_path / "w"], tmp_path / "x.html")).data["maps"][0]
+    told = {f"{index / 7:.4g}; {index / 3:.4g}" for index in range(60)}
+    assert set(place["target"]) == set(place["views"][0]["prediction"]) == told
 
 
 # --------------------------------------------------------------------------------------------- safe, whole, and robust

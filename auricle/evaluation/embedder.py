@@ -30,6 +30,8 @@ CHUNK_S = 1800.0
 """Seconds of audio after which what was encoded is kept."""
 CHUNK_BYTES = 2**28
 """Bytes of frames after which it is."""
+HELD = 2**31
+"""Bytes of clips' vectors that may be held between tasks; those of larger corpora are read again from the cache."""
 
 
 class Embedder:
@@ -53,6 +55,9 @@ class Embedder:
 
     def clips(self, manifest: Manifest) -> tuple[NDArray[np.bool_], ByLayer]:
         """Which clips (N,) could be embedded, and their vectors by layer, (n, D) each."""
+        dims = [self.encoder.dims[layer] * (2 if self.pool == "meanstd" else 1) for layer in self.layers]
+        if self.cache is not None and 4 * sum(dims) * len(manifest) > HELD:
+            return self._kept_clips(self.cache, manifest)
         columns = (manifest.column("path"), manifest.column("start_s"), manifest.durations.tolist())
         keys = list(zip(*columns, strict=True))
         new = [row for row, key in enumerate(keys) if key not in self._vectors]
@@ -66,6 +71,19 @@ class Embedder:
             for place, layer in enumerate(self.layers if present else ())
         }
         return np.array([vector is not None for vector in vectors]), layers
+
+    def _kept_clips(self, cache: Cache, manifest: Manifest) -> tuple[NDArray[np.bool_], ByLayer]:
+        """As `clips`, read from the cache a layer at a time, so that nothing is held twice."""
+        keys, late = self._keep_clips(cache, manifest)
+        layers: ByLayer = {}
+        for layer in self.layers:
+            found = cache.read(self._what, keys, [layer])
+            known = [late[row] if row in late else found[str(key)] for row, key in enumerate(keys)]
+            vectors = [clip[0] for clip in known if not isinstance(clip, str)]
+            if vectors:
+                layers[layer] = torch.from_numpy(np.stack(vectors))
+        self._tell([clip for clip in known if isinstance(clip, str)])
+        return np.array([not isinstance(clip, str) for clip in known]), layers
 
     def streams(self, manifest: Manifest) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
         """Which clips (N,) could be embedded, and their streams (n, C, E), of an encoder that separates talkers."""
@@ -101,22 +119,33 @@ class Embedder:
         values = _by_layer(found.values)
         return found.clip, {layer: torch.from_numpy(value) for layer, value in zip(chosen, values, strict=True)}
 
+    @property
+    def _what(self) -> str:
+        """What the cache calls vectors of clips."""
+        return f"clip-{self.pool}"
+
     def _clips(self, manifest: Manifest) -> list[Embedding]:
         """Vectors (D,) by layer, or why there are none, clip by clip."""
         if self.cache is None:
             found = self._encode_clips(manifest)
         else:
-            what, keys = f"clip-{self.pool}", self.cache.keys(manifest)
-            known = self.cache.read(what, keys, self.layers)
-            late: dict[int, Embedding] = {}
-            missing = np.array([row for row, key in enumerate(keys) if key not in known], np.int64)
-            for part in _chunks(manifest.durations[missing] / CHUNK_S):
-                rows = missing[part]
-                late.update(zip(rows.tolist(), self._encode_clips(manifest.select(rows)), strict=True))
-                self.cache.write(what, self.layers, {key: late[row] for row in rows.tolist() if (key := keys[row])})
-            found = [known[key] if key in known else late[row] for row, key in enumerate(keys)]
+            keys, late = self._keep_clips(self.cache, manifest)
+            known = self.cache.read(self._what, keys, self.layers)
+            found = [late[row] if row in late else known[str(key)] for row, key in enumerate(keys)]
         self._tell([reason for reason in found if isinstance(reason, str)])
         return found
+
+    def _keep_clips(self, cache: Cache, manifest: Manifest) -> tuple[list[str | None], dict[int, str]]:
+        """See to it that the cache has all clips; their keys, and of rows whose file has none, why."""
+        keys, late = cache.keys(manifest), dict[int, str]()
+        known = cache.places(self._what, keys, self.layers)
+        missing = np.array([row for row, key in enumerate(keys) if key not in known], np.int64)
+        for part in _chunks(manifest.durations[missing] / CHUNK_S):
+            rows = missing[part]
+            clips = dict(zip(rows.tolist(), self._encode_clips(manifest.select(rows)), strict=True))
+            cache.write(self._what, self.layers, {key: clip for row, clip in clips.items() if (key := keys[row])})
+            late |= {row: str(clip) for row, clip in clips.items() if keys[row] is None}
+        return keys, late
 
     def _encode_clips(self, manifest: Manifest) -> list[Embedding]:
         started = time.monotonic()

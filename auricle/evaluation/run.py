@@ -315,7 +315,14 @@ def task_name(data: Any, target: str) -> str:
 def _settings(ready: Prepared, probe: ProbeConfig, pool: Pooling) -> str:
     """Hash of all that decides a score besides the encoder."""
     record = {key: value for key, value in asdict(ready.task).items() if key not in TOLD}
-    parts = [record, pool, probe.model_dump(mode="json"), ready.manifest.content_hash(), ready.split_hash]
+    parts = [
+        record,
+        pool,
+        probe.model_dump(mode="json"),
+        ready.manifest.content_hash(),
+        ready.manifest.files_hash(),
+        ready.split_hash,
+    ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

@@ -63,7 +63,7 @@ def clip_map(task: str, kind: Kind, tables: Mapping[str, pa.Table], most: int) -
                 "encoder": name,
                 "x": [_round(row.get("map_x")) for row in found],
                 "y": [_round(row.get("map_y")) for row in found],
-                "prediction": [row.get("prediction") or "none" for row in found],
+                "prediction": [_told(row.get("prediction") or "none", kind) for row in found],
             }
         )
     return {
@@ -72,7 +72,7 @@ def clip_map(task: str, kind: Kind, tables: Mapping[str, pa.Table], most: int) -
         "labels": names,
         "ordered": kind == "values",
         "id": [clip["clip_id"] for clip in clips],
-        "target": targets,
+        "target": [_told(target, kind) for target in targets],
         "label": codes,
         "views": views,
         "source": [(clip["path"], clip["start_s"], clip["duration_s"]) for clip in clips],
@@ -144,6 +144,13 @@ def _ranges(targets: Sequence[str]) -> tuple[list[str], list[int]]:
 def _value(target: str) -> float:
     """Of several values, the first."""
     return float(target.partition(";")[0])
+
+
+def _told(answer: str, kind: str) -> str:
+    """An answer for people: numbers with four digits."""
+    if kind != "values" or answer == "none":
+        return answer
+    return "; ".join(f"{float(value):.4g}" for value in answer.split(";"))
 
 
 def _classes(targets: Sequence[str]) -> tuple[list[str], list[int]]:

@@ -262,7 +262,10 @@ def sentences(board: Board) -> list[str]:
     best = f"Best scores: {'; '.join(parts)}."
     if not any(told) and len(board.encoders) > 1:
         first, tasks = wins[ranked[0]], _count(len(board.columns), "task")
-        told = [f"{ranked[0]} scores best on {_listed(first) if len(ranked) == 1 else f'{len(first)} of {tasks}'}."]
+        equal = [name for name in ranked if len(wins[name]) == len(first)]
+        what = _listed(first) if len(ranked) == 1 else f"{len(first)} of {tasks}"
+        who = _joined(equal) if len(equal) <= MOST_BEST else _count(len(equal), "encoder")
+        told = [f"{who} {'scores' if len(equal) == 1 else 'each score'} best on {what}."]
         best = best if len(ranked) > 1 else ""
     elif len(board.encoders) == 1:
         told, best = [f"{ranked[0]}, measured on {_count(len(board.columns), 'task')}."], ""

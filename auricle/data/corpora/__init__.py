@@ -196,7 +196,7 @@ CORPORA = {
         "auricle.data.corpora.magnatagatune:read",
         "MagnaTagATune (Law et al. 2009): clips of music, the 50 most frequent tags",
         210,
-        "CC BY-NC-SA 1.0",
+        "CC BY-NC-SA 3.0 (annotations), clips for research",
         "https://mirg.city.ac.uk/codeapps/the-magnatagatune-dataset",
     ),
     "gtzan": Corpus(

@@ -146,7 +146,7 @@ class Chunked:
     """Chunks of recordings that could be embedded."""
 
     rows: NDArray[np.int64]
-    """(t,) recordings, in the manifest of the task, ascending."""
+    """(t,) recordings, in the manifest of the task, ascending (chunks are not)."""
     track: Tensor
     """(n,) place of a chunk's recording among them."""
     layers: ByLayer
@@ -155,9 +155,11 @@ class Chunked:
     def of(self, rows: NDArray[np.int64]) -> Chunked:
         """Of some recordings."""
         wanted = np.isin(self.rows, rows)
-        taken = torch.from_numpy(np.flatnonzero(wanted[self.track.numpy()]))
+        taken = np.flatnonzero(wanted[self.track.numpy()])
         place = torch.from_numpy(np.cumsum(wanted) - 1)
-        return Chunked(self.rows[wanted], place[self.track[taken]], {at: x[taken] for at, x in self.layers.items()})
+        whole = len(taken) and taken[-1] - taken[0] == len(taken) - 1  # a run needs no copy
+        some = slice(taken[0], taken[-1] + 1) if whole else torch.from_numpy(taken)
+        return Chunked(self.rows[wanted], place[self.track[some]], {at: x[some] for at, x in self.layers.items()})
 
     def means(self) -> ByLayer:
         """(t, D) each: the means of the recordings' chunks."""
@@ -165,10 +167,11 @@ class Chunked:
 
 
 def hear_tracks(embedder: Embedder, ready: Prepared) -> Chunked:
-    """The chunks of a task's recordings, each encoded once."""
+    """The chunks of a task's recordings, each encoded once, those of one part (of the first fold) after another."""
     assert isinstance(ready.task, MusicTask)
     chunks = ready.task.chunks
-    manifest = chunked(ready.manifest, None if chunks is None or chunks.apart else chunks)
+    by_part = ready.manifest.select(np.argsort(ready.assignments[0], kind="stable"))
+    manifest = chunked(by_part, None if chunks is None or chunks.apart else chunks)
     number = {clip_id: row for row, clip_id in enumerate(ready.manifest.column("clip_id"))}
     present, layers = embedder.clips(manifest)
     row = np.array([number[clip_id] for clip_id in manifest.column(TRACK)], np.int64)[present]

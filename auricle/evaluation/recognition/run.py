@@ -152,6 +152,6 @@ def _settings(ready: Prepared, config: CtcConfig, layers: str | Sequence[Layer])
     """Hash of all that decides a score besides the encoder."""
     record = {key: value for key, value in asdict(ready.task).items() if key not in TOLD}
     asked = layers if isinstance(layers, str) else list(layers)
-    clips = [ready.manifest.content_hash(), ready.split_hash, ready.texts]
+    clips = [ready.manifest.content_hash(), ready.manifest.files_hash(), ready.split_hash, ready.texts]
     parts = [record, config.model_dump(mode="json"), asked, clips]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -294,7 +294,13 @@ def _embed(embedder: Embedder, manifest: Manifest, layer: int) -> tuple[NDArray[
 
 def _settings(record: Task, ready: Setup, options: list[Any]) -> str:
     """Hash of all that decides a score besides the encoder."""
-    parts = [asdict(record) | {"where": dict(record.where)}, options, ready.manifest.content_hash(), ready.hash]
+    parts = [
+        asdict(record) | {"where": dict(record.where)},
+        options,
+        ready.manifest.content_hash(),
+        ready.manifest.files_hash(),
+        ready.hash,
+    ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
