@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from common import machine, write_json
 from quality import difference, half, mean_score
 
@@ -81,7 +82,11 @@ def main() -> None:
     def corpus(name: str) -> Manifest:
         return half(args.data, name, heard=False) if args.unheard else Manifest.open(args.data / name / "manifest.csv")
 
-    figures: dict[str, Any] = {"machine": machine(2), "unheard": args.unheard, "seeds": args.seeds}
+    figures: dict[str, Any] = {
+        "machine": machine(torch.get_num_threads()),
+        "unheard": args.unheard,
+        "seeds": args.seeds,
+    }
     for name in args.tasks:
         manifest, options = TASKS[name](corpus)
         results = evaluate(

@@ -366,6 +366,17 @@ def test_tables_mark_the_best_and_its_ties(audio, tmp_path):
     assert json.loads(table(results, "json"))[0]["encoder"] == "good"
 
 
+def test_many_tasks_stand_in_rows(audio, tmp_path):
+    results = run([Loudness("good"), Loudness("deaf", scale=0.0)], manifest(audio), "loud", tmp_path)
+    several = [result.model_copy(update={"task": f"task-{number}"}) for number in range(9) for result in results]
+    lines = [line.split() for line in table(several).splitlines()]
+    assert lines[0] == ["task", "metric", "good", "deaf", "chance"]
+    assert [line[0] for line in lines[2:11]] == [f"task-{number}" for number in range(9)]
+    assert lines[2][1:4] == ["accuracy", "%", "100.0"]
+    assert table(several, "markdown").splitlines()[1].count(":") == 5
+    assert table(several, "latex").split("\\midrule")[0].count("\\\\") == 1
+
+
 def test_a_table_in_latex_has_equal_rows_and_no_bare_specials(audio, tmp_path):
     run([Loudness("a_b"), Loudness("50%_#~c", hop=320)], manifest(audio), "loud", tmp_path / "out")
     assert cli.main(["report", str(tmp_path / "out"), "--output", str(tmp_path / "scores.tex")]) == 0

@@ -27,6 +27,8 @@ from auricle.evaluation.metrics import LOWER_IS_BETTER, Kind, Outcomes, paired_b
 FORMAT = 1
 Style = Literal["text", "markdown", "latex", "csv", "json"]
 Leaks = Literal["", "corpus", "test", "unknown"]
+MOST_COLUMNS = 8
+"""A table of more tasks has them in rows, and encoders in columns."""
 
 
 class Choice(Config):
@@ -228,7 +230,8 @@ def read_results(folders: Path | str | Iterable[Path | str]) -> list[Result]:
 
 
 def table(results: Sequence[Result], style: Style = "text") -> str:
-    """Encoders × tasks as text, Markdown or LaTeX (with booktabs); a row per result as CSV or JSON.
+    """Encoders × tasks (where there are many, tasks × encoders) as text, Markdown or LaTeX (with booktabs); a row per
+    result as CSV or JSON.
 
     Cells are score ± half the 95 % interval; the best of a column is marked `*`, and what a paired bootstrap over the
     same test units cannot tell from it `=`. Scores on other clips stand in a column of their own.
@@ -244,16 +247,16 @@ def table(results: Sequence[Result], style: Style = "text") -> str:
         columns.setdefault((result.name, result.split_hash), []).append(result)
     names = list(dict.fromkeys(map(_key, results)))
     cells: dict[tuple[str, str], dict[tuple[str, str], str]] = {name: {} for name in names}
-    heads, metrics = [], []
+    titles, metrics = [], []
     for key, column in columns.items():
         first = column[0]
         several = any(other.task == first.task and other.protocol != first.protocol for other in results)
-        heads.append(f"{first.task}@{first.protocol}" if several else first.task)
+        titles.append(f"{first.task}@{first.protocol}" if several else first.task)
         metrics.append(first.metric.replace("_", " ") + (" %" if first.kind != "values" else ""))
         for result, mark in zip(column, _marks(column), strict=True):
             half = f" ± {_number(result, (result.high - result.low) / 2)}" if result.units > 1 else ""
             cells[_key(result)][key] = f"{_number(result, result.score)}{half}{mark}"
-    rows = [["encoder", *heads], ["", *metrics]]
+    rows = [["encoder", *titles], ["", *metrics]]
     for name in names:
         shown = name[0] if sum(other[0] == name[0] for other in names) == 1 else f"{name[0]} ({name[1][:6]})"
         if supervision := next(result.supervision for result in results if _key(result) == name):
@@ -267,7 +270,11 @@ def table(results: Sequence[Result], style: Style = "text") -> str:
         notes.append("‡ other clips of the corpus were")
     if unknown := list(dict.fromkeys(result.encoder for result in results if result.leaks == "unknown")):
         notes.append(f"what was pre-trained on is not known of {', '.join(unknown)}")
-    tables = [_layout(rows, style) + "\n" + "\n".join(_note(note, style) for note in notes)]
+    heads = 2
+    if len(columns) > MOST_COLUMNS:
+        rows[:2], heads = [["task", *titles], ["metric", *metrics]], 1
+        rows = [list(column) for column in zip(*rows, strict=True)]
+    tables = [_layout(rows, style, heads) + "\n" + "\n".join(_note(note, style) for note in notes)]
     if any("oracle" in result.further for result in results):
         tables.append(_oracle_table(results, style))
     if trials := [result for result in results if result.level == "trial"]:
@@ -354,19 +361,20 @@ def _note(note: str, style: Style) -> str:
     return rf"\par{{\footnotesize {note.translate(LATEX)}}}" if style == "latex" else note
 
 
-def _layout(rows: list[list[str]], style: Style) -> str:
+def _layout(rows: list[list[str]], style: Style, heads: int = 2) -> str:
+    """Cells, of which the first rows (one or two) are heads."""
     if style == "latex":
         body = [" & ".join(cell.strip().translate(LATEX) for cell in row) + r" \\" for row in rows]
         columns = "l" + "r" * (len(rows[0]) - 1)
         begin, end = rf"\begin{{tabular}}{{{columns}}}", r"\end{tabular}"
-        return "\n".join([begin, r"\toprule", *body[:2], r"\midrule", *body[2:], r"\bottomrule", end])
+        return "\n".join([begin, r"\toprule", *body[:heads], r"\midrule", *body[heads:], r"\bottomrule", end])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
     if style == "markdown":
         rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
         return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])
     rule = ["-" * width for width in widths]
-    return "\n".join("  ".join(line).rstrip() for line in [*lines[:2], rule, *lines[2:]])
+    return "\n".join("  ".join(line).rstrip() for line in [*lines[:heads], rule, *lines[heads:]])
 
 
 def _csv(results: Sequence[Result]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from auricle.data.corpora import CORPORA
 from auricle.evaluation.tasks.task import Task
 
 
@@ -43,7 +44,7 @@ _JAMENDO: dict[str, Any] = {
     "unit": "artist",
     "protocol": "marble",
     "chunks": Chunks(30.0),
-    "licence": "CC (per track), metadata CC BY-NC-SA 4.0",
+    "licence": CORPORA["mtg_jamendo"].licence,
     "citation": "Bogdanov et al. 2019, The MTG-Jamendo dataset for automatic music tagging, ICML workshop",
 }
 _NSYNTH: dict[str, Any] = {
@@ -53,7 +54,7 @@ _NSYNTH: dict[str, Any] = {
     "unit": "instrument",
     "protocol": "marble",
     "training": {"max_epochs": 50},
-    "licence": "CC BY 4.0",
+    "licence": CORPORA["nsynth"].licence,
     "citation": "Engel et al. 2017, Neural audio synthesis of musical notes with WaveNet autoencoders, ICML",
 }
 _VOCALSET: dict[str, Any] = {
@@ -62,13 +63,13 @@ _VOCALSET: dict[str, Any] = {
     "split": "split",
     "protocol": "marble",
     "chunks": Chunks(3.0, tail_s=3.0, apart=True),
-    "licence": "CC BY 4.0",
+    "licence": CORPORA["vocalset"].licence,
     "citation": "Wilkins et al. 2018, VocalSet: a singing voice dataset, ISMIR",
 }
 _GTZAN: dict[str, Any] = {
     "corpus": "gtzan",
     "split": "split",
-    "licence": "unclear, for research",
+    "licence": CORPORA["gtzan"].licence,
     "citation": "Tzanetakis and Cook 2002, Musical genre classification of audio signals, IEEE TSAP",
 }
 MIR13: tuple[Task, ...] = (
@@ -82,7 +83,7 @@ MIR13: tuple[Task, ...] = (
         unit="song",
         protocol="marble",
         measures="which of fifty tags the players of a game gave to 29 s of music",
-        licence="CC BY-NC-SA 3.0 (annotations), clips for research",
+        licence=CORPORA["magnatagatune"].licence,
         citation="Law et al. 2009, Evaluation of algorithms using games: the case of music tagging, ISMIR",
     ),
     MusicTask(
@@ -106,7 +107,7 @@ MIR13: tuple[Task, ...] = (
         chunks=Chunks(30.0, tail_s=30.0),
         training={"plateau": 5, "patience": 20},
         measures="which of 24 keys two minutes of electronic dance music are in, near misses credited in part",
-        licence="annotations CC BY-NC-SA 4.0, audio of previews",
+        licence=CORPORA["giantsteps"].licence,
         citation="Knees et al. 2015, Two data sets for tempo estimation and key detection, ISMIR",
     ),
     MusicTask(
@@ -121,7 +122,7 @@ MIR13: tuple[Task, ...] = (
         chunks=Chunks(5.0, most_s=30.0),
         training={"plateau": 5, "patience": 20},
         measures="how arousing and how pleasant crowds found a piece, the mean of both R²",
-        licence="CC BY-NC (annotations)",
+        licence=CORPORA["emomusic"].licence,
         citation="Soleymani et al. 2013, 1000 songs for emotional analysis of music, CrowdMM",
     ),
     MusicTask(
@@ -189,7 +190,7 @@ MIR13: tuple[Task, ...] = (
         frames=50_000,
         protocol="marble",
         measures="where the beats of 30 s of music are, within 70 ms; downbeats are told beside them",
-        licence="unclear, for research",
+        licence=CORPORA["gtzan"].licence,
         citation="Marchand, Fresnel and Peeters 2015, GTZAN-Rhythm: extending the GTZAN test-set with beat, downbeat "
         "and swing annotations, ISMIR late-breaking",
     ),
