@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +33,8 @@ from auricle.evaluation.probes.marble import MarbleConfig, MarbleProber, dev_mea
 from auricle.nn.linear import linear
 
 LAYERS = 13
+TAGGED = 0.08
+"""Share of the examples that have a label."""
 
 
 class Probed(NamedTuple):
@@ -90,30 +93,31 @@ def main() -> None:
 
     every = all_parts(args)
     targets = {"linear": "5 on a CPU, 30 on a GPU", "mlp": "none on a CPU: see the floor; 30 on a GPU"}
+    print(f"{args.train} x {args.dim} embeddings, {args.epochs} epochs, {points(config_of('mlp', args))} heads a task")
     times, ratios, processes = {}, {}, {}
     for head in args.heads:
-        config = config_of(head, args)
-        multiply = products(config, args)
-        loop, grid, floor = f"{head}: plain loop", f"{head}: auricle's grid", f"{head}: floor"
-        rows = {
-            loop: lambda config=config: timed(lambda: [plain_loop(parts, config) for parts in every], args),
-            grid: lambda config=config: timed(lambda: [whole_grid(parts, config, args) for parts in every], args),
-            floor: lambda run=multiply: timed(run, args),
-        }
-        times |= measure(rows, args.rounds, clock=args.clock)
-        ratios[head] = ratio(times, loop, grid)
-        processes[head] = one_process(head, every[0], args) * points(config) * len(every)
-    print(
-        f"{points(config) * len(every)} heads of {len(every)} tasks, {args.train} x {args.dim} embeddings, "
-        f"{args.epochs} epochs"
-    )
-    show_times(times, "s")
+        config, whole = config_of(head, args), {"plain loop": 0.0, "auricle's grid": 0.0, "floor": 0.0}
+        for name, parts in every.items():
+            rows = {
+                "plain loop": partial(timed, partial(plain_loop, parts, config), args),
+                "auricle's grid": partial(timed, partial(whole_grid, parts, config, args), args),
+                "floor": partial(timed, products(parts.task.outputs, config, args), args),
+            }
+            found = measure(rows, args.rounds, clock=args.clock)
+            show_ratio(f"{head}, {name} ({parts.task.outputs})", ratio(found, "plain loop", "auricle's grid"), "")
+            whole = {row: whole[row] + seconds for row, seconds in found.items()}
+            times |= {f"{head} {name}: {row}": seconds for row, seconds in found.items()}
+        heads = points(config) * len(every)
+        times |= {f"{head}, {heads} heads: {row}": seconds for row, seconds in whole.items()}
+        ratios[head] = ratio(whole, "plain loop", "auricle's grid")
+        processes[head] = one_process(head, every[args.tasks[0]], args) * heads
+    show_times({name: seconds for name, seconds in times.items() if "heads" in name}, "s")
     print()
     for head, found in ratios.items():
         show_ratio(f"{head}: grid over loop", found, targets[head])
-        seconds = float(times[f"{head}: auricle's grid"].min())
-        print(f"{head}: a process a point, {processes[head]:.0f} s: {processes[head] / seconds:.0f} times the grid's")
-        print(f"{head}: the grid takes {seconds / float(times[f'{head}: floor'].min()):.2f} of the floor's time")
+        grid, floor = (times[f"{head}, {heads} heads: {row}"].min() for row in ("auricle's grid", "floor"))
+        print(f"{head}: a process a point, {processes[head]:.0f} s: {processes[head] / grid:.0f} times the grid's")
+        print(f"{head}: the grid takes {grid / floor:.2f} times the floor's time")
     settings = {name: getattr(args, name) for name in ("tasks", "train", "dev", "dim", "epochs", "rounds", "clock")}
     write_json(
         args.json, "marble", **machine(args.threads), device=args.device, **settings, times_s=times, ratios=ratios,
@@ -134,21 +138,22 @@ def timed(run: Callable[[], object], args: argparse.Namespace) -> None:
     wait_for(torch.device(args.device))
 
 
-def all_parts(args: argparse.Namespace) -> list[Parts]:
+def all_parts(args: argparse.Namespace) -> dict[str, Parts]:
     """The tasks, which all read the same embeddings: noise in which their targets show faintly."""
-    found = []
+    found = {}
     rng = torch.Generator().manual_seed(0)
     noise = [[torch.randn(count, args.dim, generator=rng) for _ in range(LAYERS)] for count in (args.train, args.dev)]
     layers = [{layer: x.to(args.device) for layer, x in enumerate(part)} for part in noise]
-    for task in (PROBED[name] for name in args.tasks):
+    for name in args.tasks:
+        task = PROBED[name]
         direction = torch.randn(args.dim, task.outputs, generator=torch.Generator().manual_seed(99))
         goals = [sum(part) @ direction for part in noise]
         if task.kind == "classes":
             goals = [goal.argmax(1) for goal in goals]
             goals[0][: task.outputs] = torch.arange(task.outputs)  # every class is in train
         elif task.kind == "labels":
-            goals = [(goal > 0).float() for goal in goals]
-        found.append(Parts(task, *(Examples(x, goal.to(args.device)) for x, goal in zip(layers, goals, strict=True))))
+            goals = [(goal > goal.quantile(1 - TAGGED, 0)).float() for goal in goals]
+        found[name] = Parts(task, *(Examples(x, goal.to(args.device)) for x, goal in zip(layers, goals, strict=True)))
     return found
 
 
@@ -222,13 +227,8 @@ def one_process(head: str, parts: Parts, args: argparse.Namespace) -> float:
         return float(measure({"one": lambda: subprocess.run(command, check=True)}, 1)["one"][0])
 
 
-def products(config: MarbleConfig, args: argparse.Namespace) -> Callable[[], None]:
-    """The matrix products of all grids: a layer's heads in one product, as they share an input."""
-    runs = [products_of(PROBED[name].outputs, config, args) for name in args.tasks]
-    return lambda: [run() for run in runs]  # type: ignore[return-value]
-
-
-def products_of(outputs: int, config: MarbleConfig, args: argparse.Namespace) -> Callable[[], None]:
+def products(outputs: int, config: MarbleConfig, args: argparse.Namespace) -> Callable[[], None]:
+    """The matrix products of a whole grid: a layer's heads in one product, as they share an input."""
     lrs, rows, place = len(config.lrs), config.batch, {"device": args.device}
     first = outputs if config.head == "linear" else config.hidden
     x, w = torch.randn(rows, args.dim, **place), torch.randn(lrs * first, args.dim, requires_grad=True, **place)
