@@ -101,7 +101,7 @@ class Evaluate:
     level: Literal["clip", "frame"] | None = None
     """Chosen by the column unless set: interval columns are probed by frame."""
     metric: str | None = None
-    """Chosen by the column unless set (accuracy, balanced_accuracy, weighted_key, map, roc_auc, r2, mae, beat_f1_mean…)."""
+    """Chosen by the column unless set (accuracy, weighted_key, map, roc_auc, r2, mae, beat_f1_mean …)."""
     split: Literal["auto", "split", "folds"] = "auto"
     """The column `split`, folds (the column `fold`, or five made), or whichever is there; else made by a rule."""
     group: str | None = None
