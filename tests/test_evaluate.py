@@ -323,6 +323,13 @@ def test_a_misspelt_encoder_is_told_before_another_is_probed(audio, tmp_path, se
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_named_like_plain_features_hides_them_from_nobody(audio, tmp_path, monkeypatch):
+    (tmp_path / "fbank").mkdir()
+    monkeypatch.chdir(tmp_path)
+    (result,) = run("fbank", manifest(audio), "loud", tmp_path / "out")
+    assert (result.encoder, result.leaks) == ("fbank", "")
+
+
 def test_what_to_evaluate_must_be_said(tmp_path, audio):
     with pytest.raises(EvaluationError, match="nothing to evaluate"):
         evaluate(Loudness(), output=tmp_path)

@@ -223,7 +223,7 @@ def small(layers="all", **changes):
 def score(task, folds):
     return scored(
         task, [fold.test for fold in folds], encoder="tones", fingerprint="0", dev=0.0, chosen=[], grid=[], skipped=0,
-        transductive=False, seconds_encode=0.0, seconds_probe=0.0, settings="",
+        seconds_encode=0.0, seconds_probe=0.0, settings="",
     )  # fmt: skip
 
 

@@ -108,9 +108,11 @@ def _find(name: str) -> Encoder:
 def refuse_unknown(name: str) -> None:
     """Raise as `load` does for a name of no known form and for a folder without a checkpoint, before any is loaded."""
     form, _, _ = name.partition(":")
+    if name in BASELINES:  # whatever lies there under its name
+        return
     if form == "untrained" or (Path(name).exists() and form not in PROJECTS):
         _describe(Path(name.removeprefix("untrained:")))
-    elif name not in BASELINES and form not in (*PROJECTS, "hf", "hear") and not CALLABLE.fullmatch(name):
+    elif form not in (*PROJECTS, "hf", "hear") and not CALLABLE.fullmatch(name):
         raise _no_such(name)
 
 

@@ -27,6 +27,11 @@ from auricle.evaluation.metrics import LOWER_IS_BETTER, Kind, Outcomes, paired_b
 FORMAT = 1
 Style = Literal["text", "markdown", "latex", "csv", "json"]
 Leaks = Literal["", "corpus", "test", "unknown"]
+LEAK_MARKS = {
+    "†": "test clips were among those the encoder was pre-trained on, without labels",
+    "‡": "other clips of the corpus were",
+}
+"""How tables mark what is known to have been heard in pre-training."""
 MOST_COLUMNS = 8
 """A table of more tasks has them in rows, and encoders in columns."""
 
@@ -131,6 +136,11 @@ class Result(Config):
     def name(self) -> str:
         """`task@protocol-vN`: results of one name are comparable where `split_hash` agrees, too."""
         return f"{self.task}@{self.protocol}-v{self.version}"
+
+    @property
+    def leak_mark(self) -> str:
+        """A key of `LEAK_MARKS`, or nothing."""
+        return "†" if self.transductive or self.leaks == "test" else "‡" if self.leaks == "corpus" else ""
 
     def predictions(self) -> pa.Table:
         """One row per dev and test clip: `clip_id, path, start_s, duration_s, split, unit, target, prediction, correct,
@@ -264,10 +274,8 @@ def table(results: Sequence[Result], style: Style = "text") -> str:
         rows.append([shown, *(cells[name].get(key, "-") for key in columns)])
     rows.append(["chance", *(_number(column[0], column[0].chance) for column in columns.values())])
     notes = ["* best; = not told from the best by a paired bootstrap (95 %)"]
-    if any(result.transductive for result in results):
-        notes.append("† test clips were among those the encoder was pre-trained on")
-    if any(result.leaks == "corpus" for result in results):
-        notes.append("‡ other clips of the corpus were")
+    marks = {result.leak_mark for result in results}
+    notes += [f"{mark} {meaning}" for mark, meaning in LEAK_MARKS.items() if mark in marks]
     if unknown := list(dict.fromkeys(result.encoder for result in results if result.leaks == "unknown")):
         notes.append(f"what was pre-trained on is not known of {', '.join(unknown)}")
     heads = 2
@@ -341,7 +349,7 @@ def _marks(column: Sequence[Result]) -> list[str]:
             a, b = scorer(best.metric, outcomes), scorer(best.metric, result.outcomes())
             if not paired_bootstrap(a, b, outcomes.units, lower_is_better=lower).significant:
                 mark = "="
-        marks.append(mark + ("†" if result.transductive else "‡" if result.leaks == "corpus" else ""))
+        marks.append(mark + result.leak_mark)
     return marks
 
 

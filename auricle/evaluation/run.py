@@ -34,7 +34,7 @@ from auricle.evaluation.probes.marble import MarbleProber
 from auricle.evaluation.probes.protocols import prober
 from auricle.evaluation.probes.tracks import prepare_music
 from auricle.evaluation.results import Result, read_result, result_path, write_result
-from auricle.evaluation.scores import beside, choice_of, heard, oracle, scored
+from auricle.evaluation.scores import beside, choice_of, oracle, scored
 from auricle.evaluation.tasks import Task, suite_tasks, task
 from auricle.evaluation.tasks.custom import custom_task
 from auricle.evaluation.tasks.hear import hear_tasks
@@ -361,7 +361,6 @@ def _evaluate(
         grid=[choice_of(trial) for trial in folds[0].fitted.trials],
         skipped=max(fold.skipped for fold in folds),
         further=oracle(ready, folds) | beside(ready, folds),
-        transductive=heard(embedder.name, ready, tests),
         seconds_encode=encoded,
         seconds_probe=probed - encoded,
         settings=settings,

@@ -82,6 +82,7 @@ def scored(ready: Prepared, tests: list[Answers], **others: Any) -> Result:
     most = max(len(test.correct) for test in tests)
     seeds = [outcomes(ready, [of_seed(test, seed) for test in tests]) for seed in range(most)]
     first, paths = ready.assignments[0], ready.manifest.column("path")
+    leaked = leaks(others["encoder"], (paths[row] for test in tests for row in test.rows), ready.home)
     return Result(
         task=record.name,
         protocol=record.protocol,
@@ -103,7 +104,8 @@ def scored(ready: Prepared, tests: list[Answers], **others: Any) -> Result:
         n_train=int((first == "train").sum()),
         n_dev=int((first == "dev").sum()),
         n_test=sum(len(test.rows) for test in tests),
-        leaks=leaks(others["encoder"], (paths[row] for test in tests for row in test.rows), ready.home),
+        transductive=leaked == "test",
+        leaks=leaked,
         versions={"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         **others,
     )
@@ -126,12 +128,6 @@ def _chance(ready: Prepared, tests: list[Answers]) -> float:
     if ready.task.scored_by == KEY_METRIC:
         return key_chance(key_credit(ready.classes), targets)
     return chance(ready.task.scored_by, targets)
-
-
-def heard(encoder: str, ready: Prepared, tests: list[Answers]) -> bool:
-    """Whether the run of that name is known to have been trained on any of the test recordings."""
-    paths = ready.manifest.column("path")
-    return leaks(encoder, (paths[row] for test in tests for row in test.rows)) == "test"
 
 
 def leaks(encoder: str, paths: Iterable[str], home: str = "") -> Leaks:

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from auricle.encoders import BASELINES
 from auricle.errors import EvaluationError
 from auricle.evaluation.metrics import LOWER_IS_BETTER, Outcomes, paired_bootstrap, scorer
-from auricle.evaluation.results import FURTHER, Choice, Measure, Result, read_outcomes, read_trials
+from auricle.evaluation.results import FURTHER, LEAK_MARKS, Choice, Measure, Result, read_outcomes, read_trials
 from auricle.evaluation.tasks import TASKS
 
 LOG_MEL, TWIN = "fbank", "untrained:"
@@ -37,10 +37,6 @@ METRIC_NAMES = {
 MOST_TOLD, MOST_BEST = 3, 4
 """Pre-trained encoders that have sentences of their own on top, and encoders whose best scores are listed."""
 ORACLE = "oracle"
-LEAKS = {
-    "†": "test clips were among those the encoder was pre-trained on, without labels",
-    "‡": "other clips of the corpus were",
-}
 TRIAL_COLUMNS = ("enrol", "test", "enrol_speaker", "test_speaker", "target", "score")
 COLUMNS = ("clip_id", "path", "start_s", "duration_s", "split", "unit", "target", "prediction", "correct", "total")
 
@@ -133,9 +129,8 @@ class Column:
         return f"{value:.3f}" if key.startswith("min_dcf") else self.number(value)
 
     def leak(self, name: str) -> str:
-        """The mark of what the encoder is known to have heard in pre-training: a key of `LEAKS`, or nothing."""
-        row = self.rows[name]
-        return "†" if row.transductive or row.leaks == "test" else "‡" if row.leaks == "corpus" else ""
+        """The mark of what the encoder is known to have heard in pre-training, or nothing."""
+        return self.rows[name].leak_mark
 
     @property
     def remark(self) -> str:
@@ -192,7 +187,7 @@ class Board:
     def leaks(self) -> dict[str, str]:
         """Marks on the board, and what they mean."""
         found = {column.leak(name) for column in self.columns for name in column.rows}
-        return {mark: meaning for mark, meaning in LEAKS.items() if mark in found}
+        return {mark: meaning for mark, meaning in LEAK_MARKS.items() if mark in found}
 
     @property
     def further(self) -> list[tuple[Column, str, str, dict[str, Measure]]]:

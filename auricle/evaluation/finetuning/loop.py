@@ -41,7 +41,7 @@ from auricle.evaluation.music import KEY_METRIC
 from auricle.evaluation.prepare import UNLABELLED, Prepared, prepare
 from auricle.evaluation.results import Choice, Result, read_results, write_result
 from auricle.evaluation.run import task_name
-from auricle.evaluation.scores import heard, scored
+from auricle.evaluation.scores import scored
 from auricle.evaluation.tasks.custom import custom_task
 from auricle.training import checkpoint, optim
 from auricle.training.folder import exclusive, one_line_for_the_disk
@@ -330,7 +330,6 @@ class _Loop:
             chosen=chosen,
             grid=chosen,
             skipped=deaf + len(self.log.skipped),
-            transductive=heard(about.encoder, self.ready, [test]),
             seconds_encode=embedder.seconds,
             seconds_probe=seconds,
             settings=about.settings,

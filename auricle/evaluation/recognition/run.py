@@ -26,7 +26,7 @@ from auricle.evaluation.recognition.edits import edit_distances
 from auricle.evaluation.recognition.frames import Utterances
 from auricle.evaluation.results import Result, write_result
 from auricle.evaluation.run import TOLD, Overwrite, find_result
-from auricle.evaluation.scores import choice_of, heard, scored
+from auricle.evaluation.scores import choice_of, scored
 
 
 def recognise(
@@ -116,7 +116,6 @@ def _evaluate(
         chosen=[choice_of(fitted.choice)],
         grid=[choice_of(trial) for trial in fitted.trials],
         skipped=len(source.skipped),
-        transductive=heard(encoder, ready, [answers]),
         seconds_encode=source.seconds,
         seconds_probe=probed - encoded,
         settings=settings,
